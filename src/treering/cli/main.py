@@ -1,0 +1,40 @@
+"""The ``treering`` command and what it does with errors."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import typer
+from rich.console import Console
+from safetensors import SafetensorError
+
+from treering.cli import data, substrate, tokenizer
+from treering.errors import TreeringError
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Grow and join language models on a frozen core."
+)
+app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(substrate.app, name="substrate")
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Run the command line; every error a person can mend is one message and exit code 2."""
+    try:
+        app()
+    except TreeringError as error:
+        _fail(str(error))
+    except SafetensorError as error:
+        _fail(f"A safetensors file is damaged or cut short: {error}\nCopy or download it again.")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"{error.strerror}{where}. Nothing half-written was left behind.")
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print("error:", message, style="bold red", markup=False, highlight=False)
+    sys.exit(2)

@@ -1,0 +1,10 @@
+"""The one exception that people are meant to read."""
+
+from __future__ import annotations
+
+
+class TreeringError(Exception):
+    """Something the user can put right: what is wrong, where, and what to do.
+
+    The command line prints it as one message and exits with code 2; from Python it is an ordinary exception.
+    """
