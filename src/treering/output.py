@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -55,3 +56,37 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def sync_to_disk(directory: Path) -> None:
+    """Ask the operating system to write every file below ``directory`` out, so that a rename never outruns content."""
+    for path in [*directory.rglob("*"), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def explain_full_disk(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn whatever a writer raises when the disk of ``directory`` is full into one clear error.
+
+    torch and safetensors wrap the operating system's error in exceptions of their own, without its number.
+
+    Raises:
+        TreeringError: there was no space left; names the directory and the free space.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        # PyTorch's zip writer reports only that a write came out short.
+        full |= isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
+        if not full:
+            raise
+        free = shutil.disk_usage(directory).free / 2**20
+        raise TreeringError(
+            f"No space left on the disk of {directory} ({free:.0f} MiB free). What was complete before is still there; "
+            "make room and run the same command again."
+        ) from error

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
-from treering.cli import data, substrate, tokenizer
+from treering.cli import compose, data, eval, model, substrate, tokenizer, train
 from treering.errors import TreeringError
 
 app = typer.Typer(
@@ -18,6 +18,11 @@ app = typer.Typer(
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(substrate.app, name="substrate")
 app.add_typer(data.app, name="data")
+app.add_typer(model.app, name="model")
+app.command()(train.train)
+app.command()(compose.compose)
+app.command()(compose.generate)
+app.add_typer(eval.app, name="eval")
 
 
 def main() -> None:

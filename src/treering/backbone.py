@@ -1,0 +1,243 @@
+"""Backbones: the paper's families as Hugging Face configurations, and where each family keeps its parts.
+
+Treering brings no architecture of its own. The paper's (section 3) is exactly GPT-NeoX without parallel residual, with
+rotary attention over the whole head and an untied output head, so every model is a plain Hugging Face checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedConfig, PreTrainedModel
+
+from treering.errors import TreeringError
+
+SubstrateKind = Literal["glyph", "code", "random", "trainable"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One backbone's shape. ``paper`` is the parameter count the paper prints, ``note`` what it leaves open."""
+
+    layers: int
+    d_model: int
+    heads: int
+    vocab_size: int
+    context: int = 1024
+    substrate: SubstrateKind = "glyph"
+    trained_layers: int | None = None
+    paper: str | None = None
+    note: str = ""
+
+
+_STUDY = Preset(9, 1024, 32, 65_536, paper="247.6M")
+_HEAD_BIAS = (
+    "the paper's 105.0M has a bias on the output head (65,536 more: 104,965,120); a plain GPT-NeoX head has none"
+)
+_UNSTATED = "the paper does not state the depth; 12 layers fit its size"
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(2, 64, 2, 1_024, context=128, note="for tests: trains in seconds"),
+    "small": Preset(4, 192, 6, 4_096, context=256, note="for two CPU cores: trains in minutes"),
+    "medium": Preset(6, 256, 8, 8_192, context=512, note="for two CPU cores: trains in an hour"),
+    "pro_bvv": Preset(
+        6,
+        1024,
+        32,
+        65_536,
+        paper="0.2B",
+        note="the paper does not state the shape; 6 layers over 65,536 tokens fit its size",
+    ),
+    "best_bvv": Preset(16, 1024, 32, 131_072, paper="0.5B"),
+    "max_bvv": Preset(12, 1024, 32, 131_072, paper="0.4B", note=_UNSTATED),
+    "nemo_bvv": Preset(12, 1024, 32, 131_072, paper="0.4B", note=_UNSTATED + "; on Mistral-Nemo's vocabulary"),
+    **{
+        f"abs-bvv-{layers}": Preset(layers, 4096, 32, 131_072, paper=f"{1.1 + 0.2 * layers:.1f}B")
+        for layers in range(1, 7)
+    },
+    "study-glyph": replace(_STUDY, note="monolithic on frozen glyphs: 180.5M active"),
+    "study-grown": replace(_STUDY, trained_layers=3, note="the last stage, blocks 7-9 and head: " + _HEAD_BIAS),
+    "study-trainable": replace(_STUDY, substrate="trainable", note="monolithic, everything trains: 247.6M active"),
+    "study-16bit": replace(
+        _STUDY,
+        substrate="code",
+        paper="181M",
+        note="the paper's 181M is these 181,525,504 cut, not rounded (or the active count rounded up)",
+    ),
+    "long-16bit": Preset(16, 1024, 32, 65_536, substrate="code", paper="269.7M"),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        TreeringError: there is none; the message lists all.
+    """
+    if name not in PRESETS:
+        raise TreeringError(f"There is no preset {name!r}. There are: {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def gpt_neox(shape: Preset) -> GPTNeoXConfig:
+    """The paper's backbone (section 3) in Hugging Face terms.
+
+    Raises:
+        TreeringError: ``d_model`` is not a multiple of ``heads``, or a head's width is odd (rotary pairs its halves).
+    """
+    if shape.d_model % shape.heads or (shape.d_model // shape.heads) % 2:
+        raise TreeringError(
+            f"d_model {shape.d_model} with {shape.heads} heads: each head needs an even, whole width; "
+            "choose heads so that d_model / heads is an even number, for instance 32."
+        )
+    return GPTNeoXConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.d_model,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.d_model,
+        max_position_embeddings=shape.context,
+        rotary_pct=1.0,
+        use_parallel_residual=False,
+        hidden_act="gelu",
+        tie_word_embeddings=False,
+    )
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a Hugging Face causal language model keeps its parts, as attribute paths from the model."""
+
+    embedding: str
+    blocks: str
+    final_norm: str
+    head: str
+
+
+_LLAMA = Family("model.embed_tokens", "model.layers", "model.norm", "lm_head")
+
+FAMILIES: dict[str, Family] = {
+    "gpt_neox": Family("gpt_neox.embed_in", "gpt_neox.layers", "gpt_neox.final_layer_norm", "lm_head"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+}
+"""The families whose forward is embedding, blocks, final norm, head, and nothing else: no scaled or normalised
+embeddings, no soft-capped or scaled logits. Those of others (Gemma, Granite, Cohere …) would silently be wrong."""
+
+
+def family(config: PreTrainedConfig) -> Family:
+    """Where the parts of a model with this configuration are.
+
+    Raises:
+        TreeringError: the family is not supported, with the reason and the list of those that are.
+    """
+    try:
+        return FAMILIES[config.model_type]
+    except KeyError:
+        raise TreeringError(
+            f"Models of family {config.model_type!r} are not supported: Treering must know that nothing but "
+            "embedding, blocks, final norm and head stands between tokens and logits. "
+            f"Supported: {', '.join(FAMILIES)}."
+        ) from None
+
+
+def embedding(model: PreTrainedModel) -> nn.Embedding:
+    """The token embedding, ``weight`` [vocab, d_model]."""
+    return attrgetter(family(model.config).embedding)(model)
+
+
+def head(model: PreTrainedModel) -> nn.Linear:
+    """The output head, ``weight`` [vocab, d_model]."""
+    return attrgetter(family(model.config).head)(model)
+
+
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The Transformer blocks, lowest first."""
+    return attrgetter(family(model.config).blocks)(model)
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters of one model: what it stores, and which of them train."""
+
+    total: int
+    active: int
+
+    @property
+    def frozen(self) -> int:
+        """Those that never change."""
+        return self.total - self.active
+
+
+def count_parameters(shape: Preset) -> ParameterCount:
+    """Total and active parameters of a preset, counted on the real Hugging Face model (without its memory).
+
+    A 16-bit code counts as the paper counts it, one number per token and bit; the checkpoint holds it expanded to an
+    ordinary embedding matrix.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(gpt_neox(shape))
+    stored = embedding(model).weight.numel()
+    rest = sum(p.numel() for p in model.parameters()) - stored
+    if shape.substrate == "code":
+        stored = shape.vocab_size * (shape.vocab_size - 1).bit_length()
+    old_blocks = list(blocks(model))[: -shape.trained_layers] if shape.trained_layers else []
+    idle = sum(p.numel() for block in old_blocks for p in block.parameters())
+    active = rest - idle + (stored if shape.substrate == "trainable" else 0)
+    return ParameterCount(total=rest + stored, active=active)
+
+
+def dock(config: PreTrainedConfig, substrate: Substrate, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Put a freshly initialised backbone on a substrate and freeze the interface.
+
+    The embedding becomes a copy of the substrate's matrix (untrained, or the start of training for the trainable
+    control), and the substrate's fingerprint goes into the configuration, from where every checkpoint carries it.
+    Initial weights come from torch's global random state: seed it first.
+
+    Raises:
+        TreeringError: vocabulary or width differ, the tokenizer is not the substrate's, or the family is unsupported.
+    """
+    family(config)
+    vocab_size, d_model = substrate.matrix.shape
+    if (config.vocab_size, config.hidden_size) != (vocab_size, d_model):
+        raise TreeringError(
+            f"The backbone expects {config.vocab_size} tokens of width {config.hidden_size}, the substrate has "
+            f"{vocab_size} of width {d_model}. Build the substrate with that --d-model, or change the backbone's."
+        )
+    require_match(substrate, tokenizer)
+    config.tie_word_embeddings = False
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    config.treering = {
+        "fingerprint": substrate.fingerprint,
+        "frozen": substrate.frozen,
+        "tokenizer": identity(tokenizer),
+    }
+    model = AutoModelForCausalLM.from_config(config)
+    weight = embedding(model).weight
+    with torch.no_grad():
+        weight.copy_(substrate.matrix)
+    weight.requires_grad_(not substrate.frozen)
+    return model
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a checkpoint stands on: the substrate's fingerprint, whether it was frozen, the tokenizer's identity."""
+
+    fingerprint: str
+    frozen: bool
+    tokenizer: str
+
+
+def standing(config: PreTrainedConfig) -> Standing | None:
+    """The substrate that a configuration names, or None for a model that Treering did not dock."""
+    record = getattr(config, "treering", None)
+    return Standing(**record) if record else None

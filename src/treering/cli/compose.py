@@ -1,0 +1,61 @@
+"""``treering compose`` and ``treering generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+def compose(
+    experts: Annotated[list[str], typer.Argument(help="two or more experts: DIR, or NAME=DIR")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="directory of the composition")],
+    rule: Annotated[str, typer.Option(help="how the experts' logits are joined")] = "mean",
+) -> None:
+    """Join trained experts into one model; nothing is trained, and the experts stay as they are."""
+    from rich.console import Console
+
+    from treering.composition import compose_directories
+    from treering.errors import TreeringError
+
+    named: dict[str, str] = {}
+    for expert in experts:
+        name, _, path = expert.rpartition("=")
+        name = name or Path(path).name
+        if name in named:
+            raise TreeringError(f"Two experts are called {name!r}; name them: NAME=DIR.")
+        named[name] = path
+    composed = compose_directories(named, output, rule)
+    total = sum(p.numel() for p in composed.parameters())
+    Console(stderr=True).print(
+        f"{output}: {', '.join(named)} joined by {rule}; {total:,} parameters, one substrate", highlight=False
+    )
+
+
+def generate(
+    model: Annotated[str, typer.Argument(metavar="DIR", help="an expert, a composition, or a hub name")],
+    text: Annotated[str, typer.Argument(help="what to go on from; may be empty")],
+    tokens: Annotated[int, typer.Option(min=1, help="how many tokens at most")] = 100,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="sample from the likeliest tokens of this mass")] = 0.95,
+    beams: Annotated[int, typer.Option(min=1, help="beam search, with temperature 0")] = 1,
+    seed: Annotated[Optional[int], typer.Option(help="for the same text again")] = None,
+) -> None:
+    """Let a model go on from a text."""
+    from transformers import TextStreamer
+    from transformers import logging as transformers_logging
+
+    from treering.composition import load_model
+    from treering.evaluation import generate as generate_text
+    from treering.tokenizer import load
+
+    transformers_logging.disable_progress_bar()
+    tokenizer = load(model)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if beams == 1 else None
+    print(text, end="", flush=True)
+    written = generate_text(
+        load_model(model), tokenizer, text, tokens, temperature, top_p, beams, seed, streamer=streamer
+    )
+    if streamer is None:
+        print(written)

@@ -1,0 +1,31 @@
+"""``treering train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/expert.yaml is a commented one")],
+    substrate: Annotated[Optional[str], typer.Option(help="replaces the recipe's substrate")] = None,
+    data: Annotated[Optional[str], typer.Option(help="replaces the recipe's data")] = None,
+    output: Annotated[Optional[str], typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
+) -> None:
+    """Train one expert on a frozen substrate; run the same command again to go on after an interruption."""
+    from rich.console import Console
+
+    from treering.recipe import load_recipe
+    from treering.training import ExpertRecipe, train_expert
+
+    console = Console(stderr=True)
+    chosen = load_recipe(recipe, ExpertRecipe, {"substrate": substrate, "data": data, "output": output})
+    console.print(f"training {chosen.output} on {chosen.data}", highlight=False)
+    result = train_expert(chosen, console)
+    console.print(
+        f"{chosen.output}: {result.tokens:,} tokens in {result.seconds:,.0f} s, validation "
+        f"{result.validation_bits_per_byte:.3f} bits/byte",
+        highlight=False,
+    )

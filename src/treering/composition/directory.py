@@ -1,0 +1,60 @@
+"""Compositions on disk: from experts' directories to one directory that loads like any model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from treering import tokenizer as tokenizers
+from treering.backbone import standing
+from treering.composition.model import ComposedModel, compose
+from treering.errors import TreeringError
+from treering.output import explain_full_disk, require_new, staged_directory
+
+
+def load_model(directory: str | os.PathLike[str], dtype: Any = None) -> PreTrainedModel:
+    """Load an expert or a composition for use, from a directory or the hub.
+
+    Raises:
+        TreeringError: there is no model, or its files are damaged.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(os.fspath(directory), dtype=dtype or "auto").eval()
+    except Exception as error:  # transformers, safetensors and the hub each raise their own
+        raise TreeringError(f"No model could be loaded from {directory}: {error}") from error
+
+
+def compose_directories(
+    experts: Mapping[str, str | os.PathLike[str]], output: str | os.PathLike[str], rule: str = "mean"
+) -> ComposedModel:
+    """Compose trained experts into ``output``, with their common tokenizer.
+
+    Raises:
+        TreeringError: the experts do not fit together (see ``treering.composition.compose``), one cannot be loaded,
+            or the output exists.
+    """
+    require_new(output)
+    models = {name: load_model(path) for name, path in experts.items()}
+    composed = compose(models, rule, {name: _provenance(Path(path)) for name, path in experts.items()})
+    tokenizer = tokenizers.load(next(iter(experts.values())))
+    own = standing(composed.config)
+    if own is not None and tokenizers.identity(tokenizer) != own.tokenizer:
+        raise TreeringError(
+            f"The tokenizer in {next(iter(experts.values()))} is not the one that its config.json names: "
+            f"{tokenizers.identity(tokenizer)} instead of {own.tokenizer}."
+        )
+    with explain_full_disk(Path(output).parent), staged_directory(output) as staging:
+        composed.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+    return composed
+
+
+def _provenance(expert: Path) -> dict[str, Any]:
+    """What training wrote beside the expert: what it was made from and how."""
+    record = expert / "training.json"
+    return {"training": json.loads(record.read_text())} if record.exists() else {}

@@ -1,0 +1,128 @@
+"""Bits per byte on held-out documents, with an interval over documents.
+
+Bits per byte compares models across tokenizers: the information a model needs for a text, per UTF-8 byte of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from treering.errors import TreeringError
+from treering.tokenizer import encode
+
+LOGITS_AT_ONCE = 2**25
+"""Logits per forward pass (tokens × vocabulary): 128 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Bits per byte of one model on one text, with a 95% interval (percentile bootstrap over documents)."""
+
+    bits_per_byte: float
+    low: float
+    high: float
+    documents: int
+
+
+@dataclass(frozen=True)
+class DocumentLosses:
+    """What each document cost: ``nats`` [document] in all, over ``bytes`` [document] of UTF-8."""
+
+    nats: np.ndarray
+    bytes: np.ndarray
+
+    def score(self, seed: int = 0) -> Score:
+        """Total bits over total bytes, with the interval of 2,000 resamples of the documents."""
+        point = self.nats.sum() / self.bytes.sum() / math.log(2)
+        ratios = resampled_ratios(self.nats, self.bytes, seed) / math.log(2)
+        low, high = np.quantile(ratios, [0.025, 0.975])
+        return Score(float(point), float(low), float(high), len(self.nats))
+
+
+def resampled_ratios(numerator: np.ndarray, denominator: np.ndarray, seed: int, resamples: int = 2000) -> np.ndarray:
+    """Ratio of sums [resample] over documents drawn with replacement (Efron 1979): long documents count as they are.
+
+    The same seed draws the same documents, so that two models' ratios may be subtracted pair by pair.
+    """
+    documents = len(numerator)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(documents, np.full(documents, 1 / documents), size=resamples)
+    return (counts @ numerator) / (counts @ denominator)
+
+
+@torch.no_grad()
+def document_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
+) -> DocumentLosses:
+    """Negative log-likelihood of each text, every token given all before it back to ``</s>``, as in training.
+
+    A document longer than the model's context is read in windows that overlap by half, so that every token but the
+    first has at least half a context before it. The end of the document is not scored.
+
+    Raises:
+        TreeringError: there is no text, or only empty ones.
+    """
+    texts = [text for text in texts if text]
+    if not texts:
+        raise TreeringError("There is no text to measure on.")
+    ids = encode(tokenizer, texts)
+    context = model.config.max_position_embeddings
+    windows = sorted(_windows(ids, tokenizer.eos_token_id, context), key=lambda w: len(w.tokens))
+    at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    nats = np.zeros(len(texts))
+    was_training = model.training
+    model.eval()
+    for batch in _batches(windows, at_once):
+        width = len(batch[-1].tokens)
+        # Padding stands to the right: under causal attention nothing that is scored ever sees it.
+        padded = [window.tokens + [0] * (width - len(window.tokens)) for window in batch]
+        input_ids = torch.tensor(padded, device=model.device)
+        logits = model(input_ids=input_ids[:, :-1], use_cache=False).logits.float()
+        losses = -logits.log_softmax(-1).gather(-1, input_ids[:, 1:, None]).squeeze(-1).double()
+        for window, row in zip(batch, losses, strict=True):
+            nats[window.document] += row[window.scored_from - 1 : len(window.tokens) - 1].sum().item()
+    model.train(was_training)
+    return DocumentLosses(nats, np.array([len(text.encode()) for text in texts]))
+
+
+def uniform_losses(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> DocumentLosses:
+    """The baseline that knows nothing: every token equally likely."""
+    texts = [text for text in texts if text]
+    tokens = np.array([len(ids) for ids in encode(tokenizer, texts)])
+    return DocumentLosses(tokens * math.log(len(tokenizer)), np.array([len(text.encode()) for text in texts]))
+
+
+@dataclass(frozen=True)
+class _Window:
+    document: int
+    tokens: list[int]
+    scored_from: int  # tokens before this index are context only
+
+
+def _windows(documents: Sequence[list[int]], separator: int, context: int) -> Iterator[_Window]:
+    for index, ids in enumerate(documents):
+        tokens = [separator, *ids]
+        scored = 1
+        while scored < len(tokens):
+            start = 0 if scored == 1 else scored - context // 2
+            end = min(len(tokens), start + context + 1)  # the last token of a window is only predicted, never read
+            yield _Window(index, tokens[start:end], scored - start)
+            scored = end
+
+
+def _batches(windows: list[_Window], tokens_at_once: int) -> Iterator[list[_Window]]:
+    """Runs of windows, sorted by length, whose padded size stays within ``tokens_at_once``."""
+    batch: list[_Window] = []
+    for window in windows:
+        if batch and (len(batch) + 1) * len(window.tokens) > tokens_at_once:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch

@@ -1,0 +1,57 @@
+"""Text from a model."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+from transformers.generation.streamers import BaseStreamer
+
+from treering.errors import TreeringError
+from treering.tokenizer import encode
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    text: str,
+    tokens: int = 100,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    beams: int = 1,
+    seed: int | None = None,
+    streamer: BaseStreamer | None = None,
+) -> str:
+    """What the model writes after ``text``, read as the beginning of a document.
+
+    Args:
+        tokens: how many to write at most; a document may end sooner.
+        temperature: of the sampling; 0 takes the likeliest token each time, or searches with ``beams``.
+
+    Raises:
+        TreeringError: the text leaves no room in the model's context, or beams and sampling are asked for together.
+    """
+    if beams > 1 and temperature > 0:
+        raise TreeringError("Beam search does not sample: give --temperature 0 with --beams.")
+    prompt = [tokenizer.eos_token_id, *encode(tokenizer, [text])[0]]  # documents follow a separator, as in training
+    context = model.config.max_position_embeddings
+    if len(prompt) + tokens > context:
+        raise TreeringError(
+            f"The text has {len(prompt):,} tokens and {tokens:,} more were asked for; the model's context is "
+            f"{context:,}. Shorten the text or ask for at most {max(0, context - len(prompt)):,}."
+        )
+    if seed is not None:
+        set_seed(seed)
+    sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
+    input_ids = torch.tensor([prompt], device=model.device)
+    output = model.generate(
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        max_new_tokens=tokens,
+        do_sample=temperature > 0,
+        num_beams=beams,
+        pad_token_id=tokenizer.pad_token_id,
+        streamer=streamer,
+        **sampling,
+    )
+    return tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)

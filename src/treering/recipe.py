@@ -1,0 +1,111 @@
+"""Recipes: YAML files checked against a schema, with errors that name file, line and field."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from treering.errors import TreeringError
+
+
+class Schema(BaseModel):
+    """Base of everything a recipe may hold: unknown fields are errors, values do not change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Recipe = TypeVar("Recipe", bound=Schema)
+
+
+def load_recipe(
+    path: str | os.PathLike[str], schema: type[Recipe], overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Read a YAML recipe and check it against ``schema``; ``overrides`` replace top-level fields before the check.
+
+    Raises:
+        TreeringError: the file is missing, is not YAML, or does not fit; every fault is listed with its line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TreeringError(f"There is no recipe {path}.") from None
+    except UnicodeDecodeError as error:
+        raise TreeringError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+    try:
+        node = yaml.compose(text)
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise TreeringError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise TreeringError(f"{path} must hold fields (name: value), but it is a {type(values).__name__}.")
+    values |= {name: value for name, value in (overrides or {}).items() if value is not None}
+    return _validate(schema, values, f"{path}", node)
+
+
+def check_recipe(values: Mapping[str, Any], schema: type[Recipe], origin: str) -> Recipe:
+    """Check plain values against ``schema`` with the same messages as a file; ``origin`` names where they came from."""
+    return _validate(schema, dict(values), origin, None)
+
+
+def _validate(schema: type[Recipe], values: dict[str, Any], origin: str, node: yaml.Node | None) -> Recipe:
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault(schema, detail, origin, node) for detail in error.errors()]
+        raise TreeringError("\n".join(faults)) from None
+
+
+def _fault(schema: type[BaseModel], detail: ErrorDetails, origin: str, node: yaml.Node | None) -> str:
+    location = detail["loc"]
+    line = _line_of(node, location)
+    where = f"{origin}:{line}" if line else origin
+    field = ".".join(str(part) for part in location)
+    message = detail["msg"][:1].lower() + detail["msg"][1:]
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(schema, location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        message = "there is no such field" + (
+            f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+        )
+    elif detail["type"] == "missing":
+        message = "this field is required"
+    else:
+        message += f" (got {detail['input']!r})"
+    return f"{where}: {field}: {message}"
+
+
+def _fields_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        field = schema.model_fields.get(str(part))
+        if field is None:
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        schema = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), schema)
+    return list(schema.model_fields)
+
+
+def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int | None:
+    """The 1-based line of a field in the file, or of the nearest parent that the file does hold."""
+    line = None
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, node = key.start_mark.line + 1, value
+                    break
+            else:
+                return line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line

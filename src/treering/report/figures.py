@@ -1,0 +1,78 @@
+"""Plots, and how they are embedded in a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+COLOURS = ("#2f6f4f", "#b5532d", "#3b5b92", "#8a6d1f", "#7a4b8c", "#4d4d4d")
+
+
+def loss_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Training loss (thin) and validation (points) of each run in bits per byte, over millions of tokens.
+
+    Args:
+        histories: by run, what ``treering.training`` writes to ``history.json``.
+    """
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for colour, (name, history) in zip(COLOURS, histories.items(), strict=False):
+        training = [entry for entry in history if "loss" in entry]
+        validation = [entry for entry in history if "eval_loss" in entry]
+        axes.plot(*_curve(training, "bits_per_byte"), color=colour, alpha=0.35, linewidth=1)
+        axes.plot(*_curve(validation, "eval_bits_per_byte"), "o-", color=colour, markersize=4, label=name)
+    axes.set(xlabel="million tokens", ylabel="bits per byte", yscale="log")
+    axes.yaxis.set_major_formatter("{x:.1f}")
+    axes.yaxis.set_minor_formatter("{x:.1f}")
+    axes.grid(alpha=0.25, which="both", linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, title="validation; thin: training")
+    return figure
+
+
+def _curve(entries: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    return [entry["tokens"] / 1e6 for entry in entries], [entry[key] for entry in entries]
+
+
+def scores(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Bits per byte by text as horizontal bars with their intervals: a group for each text, a bar for each model."""
+    texts = list(dict.fromkeys(r["text"] for r in rows))
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    figure = Figure(figsize=(7.2, 0.6 + 0.32 * len(texts) * (len(models) + 1)), layout="constrained")
+    axes = figure.subplots()
+    for r in rows:
+        at = texts.index(r["text"]) * (len(models) + 1) + models.index(r["model"])
+        spread = [[r["bits_per_byte"] - r["low"]], [r["high"] - r["bits_per_byte"]]]
+        colour = COLOURS[models.index(r["model"]) % len(COLOURS)]
+        axes.barh(at, r["bits_per_byte"], xerr=spread, color=colour, height=0.8, error_kw={"linewidth": 1})
+        axes.text(r["high"], at, f"  {r['bits_per_byte']:.2f}", va="center", fontsize=8)
+    ticks = [(t * (len(models) + 1) + m, model) for t in range(len(texts)) for m, model in enumerate(models)]
+    axes.set_yticks([at for at, _ in ticks], [f"{model}" for _, model in ticks], fontsize=8)
+    for t, text in enumerate(texts):
+        axes.text(
+            -0.12, t * (len(models) + 1) + (len(models) - 1) / 2, text, ha="right", va="center", fontweight="bold",
+            transform=axes.get_yaxis_transform(),
+        )  # fmt: skip
+    axes.invert_yaxis()
+    axes.set(xlabel="bits per byte (less is better; line: 95% interval over documents)")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as an SVG element to stand inside a page; its text stays text."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def as_png_url(figure: Figure, dpi: int = 144) -> str:
+    """The figure as a ``data:`` URL, for pictures made of pixels."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

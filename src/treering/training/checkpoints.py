@@ -1,0 +1,49 @@
+"""Checkpoints that are complete or not there, on top of ``transformers.Trainer``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from treering.output import sync_to_disk
+
+
+class AtomicTrainer(Trainer):
+    """A Trainer whose checkpoint folders appear by one rename.
+
+    Trainer writes a checkpoint file by file into its final folder, so a kill in the middle leaves a folder that looks
+    like the newest checkpoint and is not whole. Here it writes into ``.partial``, which no resume looks at.
+    """
+
+    _staging: str | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run = Path(self.args.output_dir)
+        staging = run / ".partial"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = os.fspath(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            written = staging / f"checkpoint-{self.state.global_step}"
+            final = run / written.name
+            sync_to_disk(written)
+            if not final.exists():
+                written.rename(final)
+            shutil.rmtree(staging, ignore_errors=True)
+            rotate_checkpoints(os.fspath(run), save_total_limit=self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,80 @@
+"""Next-token loss without the logits: the head and the cross-entropy in one chunked step."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from treering.backbone import head
+
+IGNORED = -100
+"""The label of positions that do not count."""
+
+
+def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Sum over positions of ``-log softmax(hidden @ weight.T + bias)[label]``, in nats.
+
+    The logits of the whole batch, the largest tensor of a small model with a large vocabulary, never exist at once:
+    ``torch.nn.functional.linear_cross_entropy`` makes them chunk by chunk, with their gradients.
+
+    Args:
+        hidden: final hidden states [position, d_model].
+        weight: output head [vocab, d_model].
+        labels: the token that follows each position [position]; ``IGNORED`` does not count.
+        bias: of the head [vocab].
+    """
+    return F.linear_cross_entropy(
+        hidden,
+        weight,
+        labels,
+        linear_bias=bias,
+        reduction="sum",
+        ignore_index=IGNORED,
+        options=nn.LinearCrossEntropyOptions(),
+    )
+
+
+def _fused_forward(
+    self: PreTrainedModel,
+    input_ids: Tensor,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    **inputs: Any,
+) -> CausalLMOutputWithPast:
+    """Stand-in for a causal language model's forward while it trains: the mean loss in nats per token, no logits."""
+    hidden = self.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+    targets = labels[:, 1:].flatten()
+    out = head(self)
+    total = next_token_loss(hidden[:, :-1].flatten(0, 1), out.weight, targets, out.bias)
+    count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    return CausalLMOutputWithPast(loss=total / count)
+
+
+@contextmanager
+def fused_loss(model: PreTrainedModel) -> Iterator[None]:
+    """Let ``model(input_ids, labels)`` compute its loss without logits inside this block.
+
+    Only the instance's ``forward`` is replaced, and given back at the end: the class, the weights and what is saved
+    stay those of a plain Hugging Face model.
+    """
+    model.forward = types.MethodType(_fused_forward, model)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.forward
+
+
+def collate(blocks: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Packed blocks to ``input_ids`` and ``labels`` [batch, position]; the first token of a block has no context."""
+    input_ids = torch.stack([torch.as_tensor(block["input_ids"], dtype=torch.long) for block in blocks])
+    labels = input_ids.clone()
+    labels[:, 0] = IGNORED
+    return {"input_ids": input_ids, "labels": labels}

@@ -1,0 +1,145 @@
+"""What a run shows while it goes on: loss, bits per byte, tokens/s, memory, time left; and how it stops early."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class Interruption(TrainerCallback):
+    """Stops at the end of the step in which Ctrl-C or SIGTERM came, with a checkpoint to go on from."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._request)
+            except ValueError:  # not the main thread: whoever runs it there stops it in another way
+                return
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:  # a second Ctrl-C means now
+            raise KeyboardInterrupt
+        self.requested = True
+        print("\nstopping after this step …", file=sys.stderr)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if torch.distributed.is_initialized():  # all processes must leave at the same step
+            flag = torch.tensor(int(self.requested), device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            self.requested = bool(flag)
+        if self.requested:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class Display(TrainerCallback):
+    """Shows the run on the console: a live bar on a terminal, a line per validation elsewhere.
+
+    Args:
+        tokens_per_step: over all processes.
+        bytes_per_token: of the validation text, to show nats per token as bits per byte.
+    """
+
+    def __init__(self, tokens_per_step: int, bytes_per_token: float, console: Console) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.bytes_per_token = bytes_per_token
+        self.console = console
+        self.progress = Progress(
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+            TextColumn("{task.fields[status]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, status="")
+            self.progress.start()
+        self.begun, self.first_step = time.perf_counter(), state.global_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        entry = state.log_history[-1]
+        entry["tokens"] = state.global_step * self.tokens_per_step
+        if "loss" in entry:
+            entry["bits_per_byte"] = self._bits(entry["loss"])
+            entry["tokens_per_second"] = round(self._speed(state), 1)
+        if "eval_loss" in entry:
+            entry["eval_bits_per_byte"] = self._bits(entry["eval_loss"])
+        if not state.is_world_process_zero:
+            return
+        if "loss" in entry:
+            self.progress.update(self.task, status=self._status(entry))
+        elif "eval_loss" in entry:
+            left = (state.max_steps - state.global_step) * self.tokens_per_step / max(self._speed(state), 1e-9)
+            self.console.print(
+                f"  step {state.global_step:,}/{state.max_steps:,}  validation {entry['eval_bits_per_byte']:.3f} "
+                f"bits/byte ({entry['eval_loss']:.3f} nats/token)  {self._speed(state):,.0f} tokens/s  "
+                f"{peak_memory():,.0f} MiB  {left:,.0f} s left",
+                highlight=False,
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress.stop()
+
+    def _bits(self, nats_per_token: float) -> float:
+        return nats_per_token / math.log(2) / self.bytes_per_token
+
+    def _speed(self, state: TrainerState) -> float:
+        return (state.global_step - self.first_step) * self.tokens_per_step / (time.perf_counter() - self.begun)
+
+    def _status(self, entry: dict[str, float]) -> str:
+        return (
+            f"loss {entry['loss']:.3f}  {entry['bits_per_byte']:.3f} bits/byte  "
+            f"{entry['tokens_per_second']:,.0f} tokens/s  {peak_memory():,.0f} MiB"
+        )
+
+
+def peak_memory() -> float:
+    """MiB in use by this process: the accelerator's peak if there is one, otherwise resident memory now."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return psutil.Process().memory_info().rss / 2**20

@@ -1,0 +1,37 @@
+"""How a training run goes, as data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from treering.recipe import Schema
+
+
+class Training(Schema):
+    """One run's optimiser, schedule and bookkeeping; the defaults were found by trying (docs/training.md)."""
+
+    tokens: PositiveInt | None = Field(None, description="tokens to train on; or give epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the corpus; or give tokens")
+    batch_tokens: PositiveInt = Field(8192, description="tokens per optimiser step, over all processes")
+    micro_batch_tokens: PositiveInt = Field(8192, description="tokens per forward pass and process")
+    learning_rate: float = Field(3e-3, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of the steps")
+    final_rate: float = Field(0.1, ge=0, le=1, description="last learning rate, as a share of the highest")
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.1, ge=0, description="on matrices; never on norms and biases")
+    gradient_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for none")
+    residual_init: bool = Field(True, description="scale the blocks' output matrices by 1/√(2·layers) at the start")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    evaluations: int = Field(10, ge=1, description="how often validation bits per byte are measured in the run")
+    checkpoint_steps: PositiveInt = Field(500, description="steps between resumable checkpoints")
+    tensorboard: bool = False
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.tokens is None) == (self.epochs is None):
+            raise ValueError("give either tokens or epochs")
+        return self
