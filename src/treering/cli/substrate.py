@@ -2,6 +2,223 @@
 
 from __future__ import annotations
 
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify a frozen token interface.")
+
+
+class Kind(str, Enum):
+    """What the rows are made of."""
+
+    glyph = "glyph"
+    code = "code"
+    random = "random"
+    trainable = "trainable"
+
+
+class Projection(str, Enum):
+    """How a glyph cell becomes d_model numbers."""
+
+    pca = "pca"
+    hadamard = "hadamard"
+    pixels = "pixels"
+
+
+class Collisions(str, Enum):
+    """What to do with tokens that draw alike."""
+
+    mark = "mark"
+    keep = "keep"
+
+
+LABELS = {
+    "look_alike_groups": "groups of look-alike tokens",
+    "look_alike_tokens": "tokens in these groups",
+    "blank_tokens": "blank tokens",
+    "tokens_with_missing_characters": "tokens with characters the font lacks",
+    "marked_tokens": "tokens told apart by a mark",
+    "rows_of_code_alone": "rows without a picture (code alone)",
+    "identical_rows": "rows equal to another",
+    "nearest_rows": "distance of the two nearest rows",
+    "rank": "rank",
+    "variance_kept": "share of the variance kept",
+    "reproducible": "alike on every machine",
+    "uncertain_components": "components of uncertain direction",
+    "uncertain_entries": "entries of uncertain rounding",
+}
+UNCERTAIN = (
+    "warning: not all principal components of this vocabulary are certain ({components} of uncertain "
+    "direction, {entries} entries of uncertain rounding): another machine may get another fingerprint. "
+    "Share the files, or use --projection hadamard or pixels, which are alike everywhere."
+)
+
+
+@app.command()
+def build(
+    tokenizer: Annotated[
+        str, typer.Argument(help="Directory with a tokenizer.json, or a name on the Hugging Face hub.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New directory for the substrate.")],
+    d_model: Annotated[int, typer.Option(min=1, help="Width of the rows, the hidden size of the models.")],
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="Pictures of the tokens, binary code of the ID, frozen random rows, or rows to be trained."
+        ),
+    ] = Kind.glyph,
+    projection: Annotated[
+        Projection,
+        typer.Option(
+            help="From pictures to rows: the paper's PCA, a fixed integer transform, or the pixels."
+        ),
+    ] = Projection.pca,
+    collisions: Annotated[
+        Collisions,
+        typer.Option(
+            help="Tokens that draw alike: mark all but the first, or keep them equal as the paper does."
+        ),
+    ] = Collisions.mark,
+    cell: Annotated[
+        int | None, typer.Option(min=1, help="Pixels on a side of a glyph cell; by default from d_model.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random and trainable rows.")] = 0,
+) -> None:
+    """Make the substrate of a tokenizer: one row per token, and the fingerprint that names it."""
+    from rich.console import Console
+
+    from treering import substrate
+    from treering import tokenizer as tokenizers
+    from treering.output import require_new, staged_directory
+
+    require_new(output)
+    console = Console(stderr=True, soft_wrap=True)
+    loaded = tokenizers.load(tokenizer)
+    with console.status("Building the substrate …"):
+        made = substrate.build(
+            loaded,
+            d_model,
+            kind.value,
+            projection=projection.value,
+            collisions=collisions.value,
+            cell=cell,
+            seed=seed,
+        )
+    with staged_directory(output) as staging:
+        made.save(staging, loaded)
+    _show(made, output)
+    if not made.report["reproducible"]:
+        components, entries = made.report["uncertain_components"], made.report["uncertain_entries"]
+        console.print(
+            UNCERTAIN.format(components=components, entries=entries),
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
+
+
+@app.command()
+def info(
+    directory: Annotated[Path, typer.Argument(help="Directory of a substrate.")],
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also draw the glyph sheet into this new .png, .svg or .pdf file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say what a substrate is and what was met when it was made; checks its bytes."""
+    from treering import substrate
+    from treering import tokenizer as tokenizers
+    from treering.errors import TreeringError
+
+    if sheet is not None and sheet.exists():
+        raise TreeringError(f"{sheet} already exists; choose another file, or remove it first.")
+    if sheet is not None and sheet.suffix not in (".png", ".svg", ".pdf"):
+        raise TreeringError(f"A sheet is a .png, .svg or .pdf file, not {sheet.name}.")
+    loaded = substrate.load(directory)
+    if sheet is not None:
+        tokenizer = tokenizers.load(directory)
+        substrate.require_same(loaded, tokenizer)
+        figure = substrate.draw_sheet(tokenizer, loaded)
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(sheet, dpi=160)
+    if as_json:
+        _print_json(
+            {
+                "fingerprint": loaded.fingerprint,
+                "frozen": loaded.frozen,
+                "recipe": loaded.recipe.to_dict(),
+                "report": loaded.report,
+            }
+        )
+    else:
+        _show(loaded, directory)
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="Directory of a substrate.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a sentence.")] = False,
+) -> None:
+    """Make a substrate again from its tokenizer and recipe and compare; exit code 2 if anything differs."""
+    from rich.console import Console
+
+    from treering import substrate
+    from treering.errors import TreeringError
+
+    with Console(stderr=True).status("Building the substrate again …"):
+        found = substrate.verify(directory)
+    if as_json:
+        _print_json(
+            {
+                "ok": found.ok,
+                "fingerprint": found.fingerprint,
+                "rebuilt": found.rebuilt,
+                "differences": found.differences,
+            }
+        )
+    if not found.ok:
+        raise TreeringError(
+            f"{directory} is not what its recipe and tokenizer give:\n- "
+            + "\n- ".join(found.differences)
+            + "\n"
+            "Build it again with `treering substrate build`, or get it anew from where it came from."
+        )
+    if not as_json:
+        typer.echo(f"{directory} is what its recipe says: rebuilding gives the same {found.fingerprint}")
+
+
+def _show(made: Any, directory: Path) -> None:
+    """The table of a substrate."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=str(directory), show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("fingerprint", made.fingerprint)
+    for name, value in made.recipe.to_dict().items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else value)
+    table.add_row(
+        "numbers", f"{made.matrix.numel():,}" + (" (frozen)" if made.frozen else " (to be trained)")
+    )
+    table.add_section()
+    for name, value in made.report.items():
+        shown = (
+            ("yes" if value else "no")
+            if isinstance(value, bool)
+            else f"{value:,}"
+            if value is not None
+            else "-"
+        )
+        table.add_row(LABELS.get(name, name), shown)
+    console = Console()
+    Console(width=max(console.width, 110), soft_wrap=False).print(table)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    import json
+
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
