@@ -1,6 +1,23 @@
 """Documents in, packed blocks of token IDs out."""
 
 from treering.corpus.documents import Document, read_documents
+from treering.corpus.mixing import Mix
+from treering.corpus.packing import pack
+from treering.corpus.prepare import prepare
+from treering.corpus.prepared import Corpus, Manifest, load_manifest, require_match
 from treering.corpus.source import Source, embedded, split_of
 
-__all__ = ["Document", "Source", "embedded", "read_documents", "split_of"]
+__all__ = [
+    "Corpus",
+    "Document",
+    "Manifest",
+    "Mix",
+    "Source",
+    "embedded",
+    "load_manifest",
+    "pack",
+    "prepare",
+    "read_documents",
+    "require_match",
+    "split_of",
+]

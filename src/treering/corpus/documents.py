@@ -49,17 +49,18 @@ def read_documents(
 
     Plain text is cut into documents by ``source.document``:
 
-    - ``passage`` (default): paragraphs are gathered until they have 1,000 characters, and cut at a line end from
-      8,000 on, so that texts with and without blank lines both give documents of a useful size;
+    - ``passage`` (default): paragraphs are gathered until they have 1,000 characters, and cut at a line end
+      from 8,000 on, so that texts with and without blank lines both give documents of a useful size;
     - ``paragraph``: what blank lines separate; ``line``: each line; ``file``: each file.
 
-    JSON lines, Parquet and hub rows are one document each: their ``text_field`` (or the ``paragraphs`` form of the
-    embedded texts, joined by line ends) and their ``id_field`` if they have one. Documents of white space only are
-    left out and counted on the receipt. Line ends ``\\r\\n`` of plain text become ``\\n``; everything else is kept.
+    JSON lines, Parquet and hub rows are one document each: their ``text_field`` (or the ``paragraphs`` form
+    of the embedded texts, joined by line ends) and their ``id_field`` if they have one. Documents of white
+    space only are left out and counted on the receipt. Line ends ``\\r\\n`` of plain text become ``\\n``;
+    all else is kept.
 
     Raises:
-        TreeringError: the source is missing, empty, damaged, in another encoding or of another shape than said; the
-            message names file, line and byte.
+        TreeringError: the source is missing, empty, damaged, in another encoding or of another shape than
+            said; the message names file, line and byte.
     """
     source = as_source(source)
     receipt = Receipt() if receipt is None else receipt
@@ -68,14 +69,14 @@ def read_documents(
 
 def source_bytes(source: Source) -> int | None:
     """Size on disk of what a source will read, or None where that is not known beforehand."""
-    if _is_hub(source):
+    if is_hub(source):
         return None
     local = (Path(path) for path, _ in _files(source) if "://" not in path)
     return sum(path.stat().st_size for path in local if path.is_file()) or None
 
 
 def _documents(source: Source, receipt: Receipt) -> Iterator[Document]:
-    if _is_hub(source):
+    if is_hub(source):
         from treering.corpus.hub import hub_rows
 
         found: Iterable[Document] = (_document(row, source, where) for where, row in hub_rows(source))
@@ -99,7 +100,8 @@ def _documents(source: Source, receipt: Receipt) -> Iterator[Document]:
 # ---------------------------------------------------------------------------------------------- which files
 
 
-def _is_hub(source: Source) -> bool:
+def is_hub(source: Source) -> bool:
+    """Whether the source is read through ``datasets`` rather than from files."""
     path = source.path
     if source.format == "hub" or path.startswith(HUB_PREFIX):
         return True
@@ -153,8 +155,8 @@ def _read_file(path: str, name: str, source: Source, receipt: Receipt) -> Iterat
     kind = source.format or FORMATS.get(extension)
     if kind is None:
         raise TreeringError(
-            f"{path}: the extension {extension or '(none)'} does not say what is inside. Known are {_known()}. "
-            "For another, name the format (--format text|jsonl|parquet)."
+            f"{path}: the extension {extension or '(none)'} does not say what is inside. "
+            f"Known are {_known()}. For another, name the format (--format text|jsonl|parquet)."
         )
     if kind == "parquet":
         from treering.corpus.parquet import parquet_rows
@@ -189,7 +191,7 @@ def _texts(stream: IO[bytes], path: str, source: Source) -> Iterator[str]:
 def _gather(
     lines: Iterator[str], path: str, source: Source, *, least: int, most: int | None
 ) -> Iterator[str]:
-    """Lines to documents: one ends at a blank line from ``least`` characters on, at any line from ``most`` on."""
+    """Lines to documents: one ends at a blank line from ``least`` characters, at any line from ``most``."""
     gathered: list[str] = []
     size, first = 0, 1
     for number, line in enumerate(lines, 1):
@@ -218,8 +220,8 @@ def _lines(stream: IO[bytes], path: str, limit: int) -> Iterator[tuple[int, str]
             return
         if len(raw) > limit:
             raise TreeringError(
-                f"{path}, line {number} (from byte {offset}): the line is longer than {_size(limit)}, the most "
-                "that is read as one document. Break it up, or allow more with max_document_bytes "
+                f"{path}, line {number} (from byte {offset}): the line is longer than {_size(limit)}, "
+                "the most that is read as one document. Break it up, or allow more with max_document_bytes "
                 "(--max-document-mb)."
             )
         line = _decode(raw, path, offset, number)
@@ -275,8 +277,9 @@ def _document(row: Mapping[str, Any], source: Source, where: str) -> Document:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise TreeringError(
-            f"{where}: character {error.start} of the text is the lone surrogate U+{ord(text[error.start]):04X}, "
-            "half of a character, which no Unicode encoding can store. Repair the file where it was written."
+            f"{where}: character {error.start} of the text is the lone surrogate "
+            f"U+{ord(text[error.start]):04X}, half of a character, which no "
+            "Unicode encoding can store. Repair the file where it was written."
         ) from None
     if size > source.max_document_bytes:
         raise _too_long(f"{where}: the document", source)
@@ -317,7 +320,8 @@ def _too_long(what: str, source: Source) -> TreeringError:
     return TreeringError(
         f"{what} is longer than {_size(source.max_document_bytes)}. Break it up"
         + (" (document: passage does that)" if source.document in ("file", "paragraph") else "")
-        + ", or allow more with max_document_bytes (--max-document-mb); tokenising needs many times that in memory."
+        + ", or allow more with max_document_bytes (--max-document-mb); "
+        "tokenising needs many times that in memory."
     )
 
 

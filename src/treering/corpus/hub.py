@@ -39,6 +39,6 @@ def hub_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     except Exception as error:  # the hub, datasets and each file format have exceptions of their own
         raise TreeringError(
             f"The dataset {where} could not be read: {type(error).__name__}: {error}\n"
-            "Check its name, configuration and split, and that this machine reaches the hub; or download its files "
-            "and give their directory."
+            "Check its name, configuration and split, and that this machine reaches the hub; or download "
+            "its files and give their directory."
         ) from error

@@ -52,7 +52,7 @@ class Source(Schema):
     )
     text_field: str = Field(default="text", description="where the text is in JSON lines, Parquet, hub data")
     id_field: str = Field(default="id", description="field that identifies a document, where there is one")
-    max_document_bytes: int = Field(default=16 * 2**20, gt=0, description="a longer one is an error")
+    max_document_bytes: int = Field(default=64 * 2**20, gt=0, description="a longer one is an error")
     config: str | None = Field(default=None, description="configuration of a hub dataset")
     split: str = Field(default="train", description="split of a hub dataset")
     revision: str | None = Field(default=None, description="revision (commit, tag) of a hub dataset")
@@ -97,8 +97,8 @@ def embedded(language: str) -> Path:
 def split_of(document_id: str, validation: float = 0.05) -> Split:
     """The side a document is on, decided by the SHA-256 of its id and nothing else.
 
-    So the same page is held out in every language, whatever is added to a corpus later. A larger ``validation``
-    holds out the same documents and more.
+    So the same page is held out in every language, whatever is added to a corpus later. A larger
+    ``validation`` holds out the same documents and more.
     """
     return "validation" if _position(document_id, "treering validation") < validation else "train"
 
