@@ -12,9 +12,17 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from treering.errors import TreeringError
+from treering.substrate import Substrate, require_same
+from treering.tokenizer import identity
 
 SubstrateKind = Literal["glyph", "code", "random", "trainable"]
 
@@ -210,7 +218,7 @@ def dock(config: PreTrainedConfig, substrate: Substrate, tokenizer: PreTrainedTo
             f"The backbone expects {config.vocab_size} tokens of width {config.hidden_size}, the substrate has "
             f"{vocab_size} of width {d_model}. Build the substrate with that --d-model, or change the backbone's."
         )
-    require_match(substrate, tokenizer)
+    require_same(substrate, tokenizer)
     config.tie_word_embeddings = False
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id

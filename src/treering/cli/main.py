@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
-from treering.cli import compose, data, eval, model, substrate, tokenizer, train
+from treering.cli import compose, data, demo, eval, model, substrate, tokenizer, train
 from treering.errors import TreeringError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(substrate.app, name="substrate")
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
+app.command()(demo.demo)
 app.command()(train.train)
 app.command()(compose.compose)
 app.command()(compose.generate)

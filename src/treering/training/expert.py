@@ -13,6 +13,7 @@ from transformers import set_seed
 from treering import corpus as corpora
 from treering import substrate as substrates
 from treering.backbone import Preset, dock, gpt_neox, preset
+from treering.errors import TreeringError
 from treering.recipe import Schema
 from treering.tokenizer import load as load_tokenizer
 from treering.training.run import TrainingResult, scale_residual_outputs, train
@@ -20,12 +21,18 @@ from treering.training.settings import Training
 
 
 class Backbone(Schema):
-    """A preset, with whatever of it shall differ; vocabulary and width are the substrate's."""
+    """A preset, with whatever of it shall differ; the vocabulary is the substrate's."""
 
     preset: str = "small"
+    d_model: PositiveInt | None = None
     layers: PositiveInt | None = None
     heads: PositiveInt | None = None
     context: PositiveInt | None = None
+
+    def shape(self) -> Preset:
+        """The preset with the changes."""
+        changes = self.model_dump(exclude={"preset"}, exclude_none=True)
+        return replace(preset(self.preset), **changes)
 
 
 class ExpertRecipe(Schema):
@@ -48,7 +55,7 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
     substrate = substrates.load(recipe.substrate)
     corpus = corpora.Corpus.load(recipe.data)
     set_seed(recipe.training.seed)
-    model = dock(gpt_neox(_shape(recipe.backbone, substrate)), substrate, tokenizer)
+    model = dock(gpt_neox(_stand_on(substrate, recipe.backbone.shape())), substrate, tokenizer)
     if recipe.training.residual_init:
         scale_residual_outputs(model)
     origin: dict[str, Any] = {
@@ -60,11 +67,12 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
     return train(model, tokenizer, corpus, os.fspath(recipe.output), recipe.training, origin, console)
 
 
-def _shape(backbone: Backbone, substrate: substrates.Substrate) -> Preset:
-    shape = preset(backbone.preset)
+def _stand_on(substrate: substrates.Substrate, shape: Preset) -> Preset:
+    """The shape with the substrate's vocabulary; its width must be the substrate's already."""
     vocab_size, d_model = substrate.matrix.shape
-    chosen = {name: getattr(backbone, name) for name in ("layers", "heads", "context")}
-    changes: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    if d_model != shape.d_model and "heads" not in changes:
-        changes["heads"] = max(1, d_model // (shape.d_model // shape.heads))  # keep the width of a head
-    return replace(shape, d_model=d_model, vocab_size=vocab_size, **changes)
+    if d_model != shape.d_model:
+        raise TreeringError(
+            f"The substrate is {d_model} wide, the backbone {shape.d_model}. Build the substrate with --d-model "
+            f"{shape.d_model}, choose a preset of width {d_model}, or give backbone.d_model in the recipe."
+        )
+    return replace(shape, vocab_size=vocab_size)

@@ -1,0 +1,37 @@
+"""``treering demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="directory for everything it makes")] = Path(
+        "runs/demo"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="a small one that only shows that all works")] = False,
+    json: Annotated[bool, typer.Option("--json", help="the results as JSON instead of a table")] = False,
+) -> None:
+    """Two specialists on one frozen substrate, joined after training and measured; run again to go on."""
+    import time
+
+    from rich import print_json
+    from rich.console import Console
+
+    from treering.demo import demo as run
+    from treering.demo import findings
+    from treering.evaluation import as_table
+
+    begun, console = time.perf_counter(), Console(stderr=True)
+    rows = run(output, quick, console)
+    if json:
+        print_json(data=rows)
+    else:
+        out = Console()
+        out.print(as_table(rows))
+        for sentence in findings(rows):
+            out.print(sentence, highlight=False)
+    console.print(f"{time.perf_counter() - begun:,.0f} s; look at {output / 'report.html'}", highlight=False)

@@ -1,0 +1,284 @@
+"""The main job on the embedded text: two specialists on one frozen substrate, joined after training, and measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from treering import __version__
+from treering import substrate as substrates
+from treering import tokenizer as tokenizers
+from treering.composition import compose_directories, load_model
+from treering.corpus import Corpus, Source, prepare, read_documents, split_of
+from treering.errors import TreeringError
+from treering.evaluation import Row, bits_per_byte, generate, uniform_bits_per_byte
+from treering.output import staged_directory
+from treering.report import as_png_url, as_svg, loss_curves, render, scores
+from treering.training import Backbone, ExpertRecipe, Training, train_expert
+
+LANGUAGES = ("ru", "zh", "en")
+EXPERTS = {"ru": "1/2", "zh": "2/2"}
+"""Each expert reads its own language and one half of the English pages; no English page is shared."""
+
+VALIDATION = 0.05
+PROMPTS = {"ru": "Чтобы открыть диалоговое окно", "zh": "要打开此对话框，请选择", "en": "To open this dialog, choose"}
+TEMPERATURE = 0.7
+"""Of the sample texts: cool enough for a small model to stay on its feet."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the demo is."""
+
+    vocab_size: int
+    d_model: int
+    preset: str
+    training: Training
+    documents: int | None = None  # per language, for measuring; None measures on all that were held out
+
+
+FULL = Size(4096, 192, "small", Training(epochs=1))
+QUICK = Size(4096, 64, "tiny", Training(tokens=150_000, evaluations=2), documents=20)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The training pages of one language, read anew at every iteration."""
+
+    language: str
+
+    def __iter__(self) -> Iterator[str]:
+        for document in read_documents(f"embedded:{self.language}"):
+            if split_of(document.id, VALIDATION) == "train":
+                yield document.text
+
+
+def demo(output: str | os.PathLike[str], quick: bool = False, console: Console | None = None) -> list[Row]:
+    """Run everything on the embedded corpora and leave experts, composition, report and results in ``output``.
+
+    What is complete is never made again: an interrupted demo goes on where it stopped, and a finished one only shows
+    its table.
+
+    Raises:
+        TreeringError: ``output`` holds something else, or a demo of the other size.
+    """
+    console = console or Console(stderr=True)
+    output, size = Path(output), QUICK if quick else FULL
+    _claim(output, size)
+    tokenizer = _tokenizer(output / "tokenizer", size, console)
+    substrate = _substrate(output / "substrate", output / "tokenizer", size, console)
+    for expert, part in EXPERTS.items():
+        _expert(output, expert, part, size, console)
+    if not (output / "composed").exists():
+        _step(console, "composed", "the two experts, by the mean of their logits; nothing is trained")
+        compose_directories({name: output / name for name in EXPERTS}, output / "composed")
+    if not (output / "report.html").exists():
+        _step(console, "results", "bits per byte on held-out pages, and a page to look at")
+        rows = _measure(output, tokenizer, size)
+        _write(output / "results.json", json.dumps(rows, indent=2))
+        _report(output, rows, tokenizer, substrate, size)
+    return json.loads((output / "results.json").read_text())
+
+
+def findings(rows: Sequence[Row]) -> list[str]:
+    """What the composition wins and loses, in sentences, from the measured rows alone."""
+    own = {(r["model"], r["text"]): r for r in rows}
+    sentences = []
+    for text in dict.fromkeys(r["text"] for r in rows):
+        composed = own["composed", text]
+        experts = sorted((own[expert, text] for expert in EXPERTS), key=lambda r: r["bits_per_byte"])
+        best, other = experts[0], experts[-1]
+        change = composed["bits_per_byte"] / best["bits_per_byte"] - 1
+        apart = composed["low"] > best["high"] or composed["high"] < best["low"]
+        verdict = (
+            "better than" if change < 0 and apart else "worse than" if apart else "not to be told apart from"
+        )
+        sentences.append(
+            f"{text}: joined {composed['bits_per_byte']:.3f} bits per byte, {change:+.1%} against its better expert "
+            f"({best['model']}, {best['bits_per_byte']:.3f}) and {verdict} it; the other expert alone has "
+            f"{other['bits_per_byte']:.3f}."
+        )
+    return sentences
+
+
+def _claim(output: Path, size: Size) -> None:
+    """Make ``output`` this demo's own; refuse what another command or another size left there."""
+    mark = output / "demo.json"
+    claim = json.dumps({"quick": size is QUICK, "treering": __version__})
+    if mark.exists():
+        if mark.read_text() != claim:
+            raise TreeringError(f"{output} holds a demo of another size or version. Choose another output directory.")
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise TreeringError(f"{output} already exists with other content. Choose another output directory.")
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        _write(mark, claim)
+
+
+def _tokenizer(path: Path, size: Size, console: Console) -> tokenizers.PreTrainedTokenizerFast:
+    if not path.exists():
+        _step(console, "tokenizer", f"{size.vocab_size:,} Unicode tokens from the training pages of {_names()}")
+        texts = {language: _Texts(language) for language in LANGUAGES}
+        trained = tokenizers.train(texts, vocab_size=size.vocab_size)
+        with staged_directory(path) as staging:
+            trained.save_pretrained(staging)
+    return tokenizers.load(path)
+
+
+def _substrate(path: Path, tokenizer: Path, size: Size, console: Console) -> substrates.Substrate:
+    if not path.exists():
+        _step(console, "substrate", f"every token drawn with Unifont, {size.d_model} numbers each, never trained")
+        loaded = tokenizers.load(tokenizer)
+        with staged_directory(path) as staging:
+            substrates.build(loaded, size.d_model).save(staging, loaded)
+    return substrates.load(path)
+
+
+def _expert(output: Path, expert: str, part: str, size: Size, console: Console) -> None:
+    data = output / f"data-{expert}"
+    if not data.exists():
+        _step(console, f"data-{expert}", f"{expert} and half {part} of the English pages, packed")
+        sources = [
+            Source(path=f"embedded:{expert}", name=expert),
+            Source(path="embedded:en", name="en", part=part),
+        ]
+        context = Backbone(preset=size.preset).shape().context
+        prepare(sources, tokenizers.load(output / "tokenizer"), data, block_size=context, validation=VALIDATION)
+    if not (output / expert).exists():
+        _step(console, expert, "an expert, trained apart from the other")
+        recipe = ExpertRecipe(
+            substrate=os.fspath(output / "substrate"),
+            data=os.fspath(data),
+            output=os.fspath(output / expert),
+            backbone=Backbone(preset=size.preset),
+            training=size.training,
+        )
+        train_expert(recipe, console)
+
+
+def _held_out(output: Path, size: Size) -> dict[str, list[str]]:
+    """Held-out pages by language; those of English come from both halves."""
+    documents: dict[str, dict[str, str]] = {language: {} for language in LANGUAGES}
+    for expert in EXPERTS:
+        for row in Corpus.load(output / f"data-{expert}").validation:
+            documents[row["source"]][row["id"]] = row["text"]
+    return {language: list(found.values())[: size.documents] for language, found in documents.items()}
+
+
+def _measure(output: Path, tokenizer: tokenizers.PreTrainedTokenizerFast, size: Size) -> list[Row]:
+    texts = _held_out(output, size)
+    rows = uniform_bits_per_byte(tokenizer, texts)
+    for name in (*EXPERTS, "composed"):
+        rows += bits_per_byte(name, load_model(output / name), tokenizer, texts)
+    return rows
+
+
+def _report(
+    output: Path,
+    rows: list[Row],
+    tokenizer: tokenizers.PreTrainedTokenizerFast,
+    substrate: substrates.Substrate,
+    size: Size,
+) -> None:
+    measured = [r for r in rows if r["model"] != "uniform"]
+    texts = [{"name": r["text"], "documents": r["documents"]} for r in rows if r["model"] == "uniform"]
+    best = {t["name"]: min(r["bits_per_byte"] for r in measured if r["text"] == t["name"]) for t in texts}
+    table = [
+        {
+            "name": model,
+            "cells": [{**r, "best": r["bits_per_byte"] == best[r["text"]]} for r in rows if r["model"] == model],
+        }
+        for model in dict.fromkeys(r["model"] for r in rows)
+    ]
+    runs = {name: json.loads((output / name / "training.json").read_text()) for name in EXPERTS}
+    histories = {name: json.loads((output / name / "history.json").read_text()) for name in EXPERTS}
+    measured_runs = {name: run["measured"] for name, run in runs.items()}
+    page = render(
+        "demo",
+        version=__version__,
+        date=date.today().isoformat(),
+        machine=f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
+        f"PyTorch {torch.__version__}",
+        findings=findings(rows),
+        texts=texts,
+        table=table,
+        score_figure=as_svg(scores(measured)),
+        loss_figure=as_svg(loss_curves(histories)),
+        loss_caption="Validation text: each expert's own held-out pages, its language and English together.",
+        fingerprint=substrate.fingerprint,
+        sheet=as_png_url(substrates.draw_sheet(tokenizer, substrate)),
+        temperature=TEMPERATURE,
+        samples=_samples(output, tokenizer),
+        facts=[
+            ("tokenizer", f"{len(tokenizer):,} tokens, {tokenizers.identity(tokenizer)[:16]}…"),
+            *((f"expert {name}", _run_in_words(run)) for name, run in measured_runs.items()),
+            ("held out", f"{VALIDATION:.0%} of the pages, the same page ids in every language"),
+        ],
+        commands=_commands(size),
+    )
+    _write(output / "report.html", page)
+
+
+def _samples(output: Path, tokenizer: tokenizers.PreTrainedTokenizerFast) -> list[dict[str, Any]]:
+    samples = []
+    for name in (*EXPERTS, "composed"):
+        model = load_model(output / name)
+        pieces = [
+            {"prompt": prompt, "continuation": generate(model, tokenizer, prompt, 48, TEMPERATURE, seed=1)}
+            for prompt in PROMPTS.values()
+        ]
+        samples.append({"model": name, "pieces": pieces})
+    return samples
+
+
+def _run_in_words(run: dict[str, float]) -> str:
+    return (
+        f"{run['tokens']:,} tokens in {run['seconds']:,.0f} s ({run['tokens_per_second']:,.0f} tokens/s), "
+        f"validation {run['validation_bits_per_byte']:.3f} bits/byte"
+    )
+
+
+def _commands(size: Size) -> str:
+    block = Backbone(preset=size.preset).shape().context
+    return "\n".join(
+        [
+            f"treering tokenizer train embedded:ru embedded:zh embedded:en --vocab-size {size.vocab_size} -o tokenizer",
+            f"treering substrate build tokenizer --d-model {size.d_model} -o substrate",
+            *(
+                f"treering data prepare embedded:{expert} embedded:en --part en={part} --tokenizer tokenizer "
+                f"--block-size {block} -o data-{expert}"
+                for expert, part in EXPERTS.items()
+            ),
+            *(
+                f"treering train recipes/expert.yaml --substrate substrate --data data-{expert} -o {expert}"
+                for expert in EXPERTS
+            ),
+            f"treering compose {' '.join(EXPERTS)} -o composed",
+            f"treering eval bits {' '.join(EXPERTS)} composed {' '.join(f'--data data-{e}' for e in EXPERTS)}",
+            f'treering generate composed "{PROMPTS["en"]}"',
+        ]
+    )
+
+
+def _step(console: Console, name: str, what: str) -> None:
+    console.print(f"[bold]{name}[/]  {what}", highlight=False)
+
+
+def _names() -> str:
+    return ", ".join(LANGUAGES)
+
+
+def _write(path: Path, text: str) -> None:
+    """A file is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)

@@ -1,0 +1,72 @@
+"""What many rooms' tests stand on: a small tokenizer, a substrate, and experts docked on it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from treering import substrate as substrates
+from treering.backbone import Preset, dock, gpt_neox
+from treering.corpus import read_documents
+
+
+@pytest.fixture(scope="session")
+def pages() -> dict[str, list[str]]:
+    """The first help pages of each language."""
+    return {
+        language: [d.text for d in itertools.islice(read_documents(f"embedded:{language}"), 120)]
+        for language in ("ru", "zh", "en")
+    }
+
+
+@pytest.fixture(scope="session")
+def tokenizer(pages: dict[str, list[str]]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 700 tokens over the pages, with the specials a language model needs."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<pad>", "<s>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(itertools.chain.from_iterable(pages.values()), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture(scope="session")
+def substrate(tokenizer: PreTrainedTokenizerFast) -> substrates.Substrate:
+    """A frozen random substrate of width 64: made in no time."""
+    return substrates.build(tokenizer, 64, kind="random")
+
+
+@pytest.fixture(scope="session")
+def expert(
+    tokenizer: PreTrainedTokenizerFast, substrate: substrates.Substrate
+) -> Callable[..., PreTrainedModel]:
+    """``expert(seed, layers, family)``: an untrained expert docked on the substrate."""
+
+    def make(seed: int, layers: int = 2, family: str = "gpt_neox") -> PreTrainedModel:
+        torch.manual_seed(seed)
+        config = gpt_neox(Preset(layers, 64, 2, len(tokenizer), context=96))
+        if family == "llama":
+            config = LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=64,
+                intermediate_size=96,
+                num_hidden_layers=layers,
+                num_attention_heads=2,
+                max_position_embeddings=96,
+            )
+        config.initializer_range = 0.3  # far from uniform, so that experts disagree
+        return dock(config, substrate, tokenizer).eval()
+
+    return make

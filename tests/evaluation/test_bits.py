@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from treering.errors import TreeringError
+from treering.evaluation import bits, document_losses, uniform_losses
+from treering.evaluation.bits import DocumentLosses, resampled_ratios
+
+
+def brute_force_nats(model, tokenizer, text, context):
+    """Token by token, each with the context that the documented windows give it."""
+    tokens = [tokenizer.eos_token_id, *tokenizer(text)["input_ids"]]
+    nats = 0.0
+    scored = 1
+    while scored < len(tokens):
+        start = 0 if scored == 1 else scored - context // 2
+        end = min(len(tokens), start + context + 1)
+        for position in range(scored, end):
+            with torch.no_grad():
+                logits = model(torch.tensor([tokens[start:position]])).logits[0, -1]
+            nats -= logits.log_softmax(-1)[tokens[position]].item()
+        scored = end
+    return nats
+
+
+def test_losses_are_those_of_a_loop_over_tokens(expert, tokenizer, monkeypatch):
+    model = expert(4)
+    texts = ["To open this dialog", "Д", "一" * 40 + "\r\n" + "x" * 70, "short"]
+    monkeypatch.setattr(bits, "LOGITS_AT_ONCE", 700 * 150)  # several batches
+    losses = document_losses(model, tokenizer, texts)
+    expected = [brute_force_nats(model, tokenizer, text, context=96) for text in texts]
+    np.testing.assert_allclose(losses.nats, expected, rtol=1e-5)
+    assert losses.bytes.tolist() == [len(text.encode()) for text in texts]
+
+
+def test_every_token_of_a_long_document_is_scored_once_with_half_a_context(tokenizer):
+    windows = list(bits._windows([list(range(1000))], separator=0, context=64))
+    scored = [token for w in windows for token in w.tokens[w.scored_from :]]
+    assert scored == list(range(1000))
+    assert all(w.scored_from >= 32 for w in windows[1:])
+    assert max(len(w.tokens) for w in windows) == 65
+
+
+def test_padding_and_batching_change_nothing(expert, tokenizer, pages, monkeypatch):
+    model = expert(4)
+    texts = pages["zh"][:6]
+    together = document_losses(model, tokenizer, texts)
+    monkeypatch.setattr(bits, "LOGITS_AT_ONCE", 1)
+    alone = document_losses(model, tokenizer, texts)
+    np.testing.assert_allclose(together.nats, alone.nats, rtol=1e-5)
+
+
+def test_the_models_mode_is_left_as_it_was(expert, tokenizer):
+    model = expert(4).train()
+    document_losses(model, tokenizer, ["x"])
+    assert model.training
+
+
+def test_uniform_is_log2_of_the_vocabulary_per_token(tokenizer):
+    text = "To open this dialog"
+    score = uniform_losses(tokenizer, [text] * 3).score()
+    tokens = len(tokenizer(text)["input_ids"])
+    expected = tokens * math.log2(len(tokenizer)) / len(text.encode())
+    assert (score.bits_per_byte, score.low, score.high) == pytest.approx((expected,) * 3)
+    assert score.documents == 3
+
+
+def test_score_weighs_documents_by_their_bytes():
+    losses = DocumentLosses(np.array([80.0, 10.0]) * math.log(2), np.array([10, 90]))
+    assert losses.score().bits_per_byte == pytest.approx(0.9)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        sizes = rng.integers(50, 500, 60)
+        nats = sizes * rng.normal(1.0, 0.2, 60)  # true ratio: 1 nat per byte
+        score = DocumentLosses(nats, sizes).score(seed)
+        covered += score.low <= 1 / math.log(2) <= score.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_resamples_of_one_seed_are_paired():
+    sizes = np.arange(1, 40)
+    nats = np.random.default_rng(0).random(39)
+    worse = resampled_ratios(nats + 0.1 * sizes, sizes, seed=3) - resampled_ratios(nats, sizes, seed=3)
+    np.testing.assert_allclose(worse, 0.1)
+
+
+@pytest.mark.parametrize("texts", [[], ["", ""]])
+def test_no_text_is_an_error(expert, tokenizer, texts):
+    with pytest.raises(TreeringError, match="no text"):
+        document_losses(expert(4), tokenizer, texts)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from treering.errors import TreeringError
+from treering.evaluation import generate
+
+
+def test_same_seed_same_text_and_greedy_needs_none(expert, tokenizer):
+    model = expert(5)
+    sampled = [generate(model, tokenizer, "To open", 20, seed=seed) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    greedy = [generate(model, tokenizer, "To open", 20, temperature=0) for _ in range(2)]
+    assert greedy[0] == greedy[1]
+
+
+def test_empty_text_begins_a_document(expert, tokenizer):
+    assert isinstance(generate(expert(5), tokenizer, "", 5, seed=0), str)
+
+
+def test_beams_do_at_least_as_well_as_greedy_search(expert, tokenizer):
+    assert generate(expert(5), tokenizer, "To open", 8, temperature=0, beams=3)
+
+
+def test_text_longer_than_the_context_is_an_error_with_numbers(expert, tokenizer):
+    with pytest.raises(TreeringError, match=r"context is 96.*at most 0"):
+        generate(expert(5), tokenizer, "word " * 200, 5)
+    with pytest.raises(TreeringError, match="ask for at most 9"):
+        generate(expert(5), tokenizer, "To open", 100)
+
+
+def test_beams_with_sampling_are_refused(expert, tokenizer):
+    with pytest.raises(TreeringError, match="does not sample"):
+        generate(expert(5), tokenizer, "x", 5, beams=2)

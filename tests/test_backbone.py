@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from treering import backbone
+from treering.backbone import PRESETS, Preset, count_parameters, gpt_neox, preset
+from treering.errors import TreeringError
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [
+        ("study-glyph", "247.6", "180.5"),
+        ("study-trainable", "247.6", "247.6"),
+        ("long-16bit", "269.7", "268.7"),
+        ("abs-bvv-1", "1275.1", "738.3"),
+        ("abs-bvv-6", "2282.0", "1745.2"),
+    ],
+)
+def test_counts_match_the_paper_to_its_printed_precision(name, total, active):
+    count = count_parameters(PRESETS[name])
+    assert (f"{count.total / 1e6:.1f}", f"{count.active / 1e6:.1f}") == (total, active)
+    assert count.frozen == count.total - count.active
+
+
+def test_grown_study_differs_from_the_paper_by_the_bias_of_the_head():
+    count = count_parameters(PRESETS["study-grown"])
+    assert f"{(count.active + 65_536) / 1e6:.1f}" == "105.0"
+    assert count.active == 104_899_584
+
+
+def test_16bit_study_counts_the_code_not_the_expanded_matrix():
+    count = count_parameters(PRESETS["study-16bit"])
+    assert count.frozen == 65_536 * 16
+    assert count.total == 181_525_504
+
+
+@pytest.mark.parametrize("name", [name for name, shape in PRESETS.items() if shape.paper])
+def test_every_preset_rounds_or_cuts_to_the_papers_figure(name):
+    total, paper = count_parameters(PRESETS[name]).total, PRESETS[name].paper
+    unit = {"M": 1e6, "B": 1e9}[paper[-1]]
+    digits = len(paper[:-1].partition(".")[2])
+    step = 10.0**-digits
+    assert abs(total / unit - float(paper[:-1])) < step
+
+
+def test_counts_agree_with_a_model_in_memory():
+    shape = PRESETS["tiny"]
+    model = AutoModelForCausalLM.from_config(gpt_neox(shape))
+    count = count_parameters(shape)
+    assert count.total == sum(p.numel() for p in model.parameters())
+    assert count.frozen == shape.vocab_size * shape.d_model
+
+
+def test_the_architecture_is_the_papers():
+    config = gpt_neox(PRESETS["best_bvv"])
+    assert config.rope_parameters["partial_rotary_factor"] == 1.0
+    assert (config.use_parallel_residual, config.hidden_act, config.tie_word_embeddings) == (False, "gelu", False)
+    assert (config.intermediate_size, config.max_position_embeddings) == (4096, 1024)
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(TreeringError, match=r"no preset 'tny'.*tiny, small"):
+        preset("tny")
+
+
+@pytest.mark.parametrize("heads", [3, 64])
+def test_heads_that_do_not_divide_are_refused(heads):
+    with pytest.raises(TreeringError, match="each head needs an even, whole width"):
+        gpt_neox(replace(PRESETS["tiny"], heads=heads))
+
+
+@pytest.mark.parametrize("model_type", list(backbone.FAMILIES))
+def test_parts_are_where_the_table_says(model_type):
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    assert backbone.embedding(model) is model.get_input_embeddings()
+    assert backbone.head(model) is model.get_output_embeddings()
+    assert len(backbone.blocks(model)) == 3
+    hidden = torch.randn(1, 4, 32)
+    norm = backbone.attrgetter(backbone.family(config).final_norm)(model)
+    assert norm(hidden).shape == hidden.shape
+
+
+def test_a_family_that_scales_embeddings_is_refused():
+    with pytest.raises(TreeringError, match="'gemma'.*not supported"):
+        backbone.family(AutoConfig.for_model("gemma"))
+
+
+def test_preset_shape_is_what_the_config_says():
+    config = gpt_neox(Preset(3, 64, 2, 500, context=77))
+    assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (3, 64, 500)
+    assert config.max_position_embeddings == 77

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from treering.errors import TreeringError
+from treering.output import explain_full_disk, require_new, staged_directory, sync_to_disk
+
+
+def test_directory_appears_only_when_complete(tmp_path):
+    target = tmp_path / "deep" / "out"
+    with staged_directory(target) as staging:
+        (staging / "file").write_text("x")
+        assert not target.exists()
+    assert (target / "file").read_text() == "x"
+    assert os.listdir(target.parent) == ["out"]
+
+
+def test_failure_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), staged_directory(tmp_path / "out") as staging:
+        (staging / "file").write_text("x")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def test_existing_content_is_refused_and_kept(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("precious")
+    with pytest.raises(TreeringError, match="already exists"), staged_directory(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out" / "mine").read_text() == "precious"
+
+
+def test_empty_directory_and_new_path_are_fine(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with staged_directory(tmp_path / "empty") as staging:
+        (staging / "file").touch()
+    assert (tmp_path / "empty" / "file").exists()
+    assert require_new(tmp_path / "new") == tmp_path / "new"
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(TreeringError):
+        require_new(tmp_path / "out")
+
+
+def test_directory_has_ordinary_permissions(tmp_path):
+    with staged_directory(tmp_path / "out"):
+        pass
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file data/0"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_full_disk_is_explained(tmp_path, error):
+    with pytest.raises(TreeringError, match="No space left on the disk"), explain_full_disk(tmp_path):
+        raise error
+
+
+def test_other_errors_pass_through(tmp_path):
+    with pytest.raises(ZeroDivisionError), explain_full_disk(tmp_path):
+        raise ZeroDivisionError
+
+
+def test_sync_to_disk_takes_nested_directories(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").write_text("x")
+    sync_to_disk(tmp_path)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from treering.backbone import PRESETS, gpt_neox
+from treering.training.loss import IGNORED, collate, fused_loss, next_token_loss
+
+
+def test_equals_cross_entropy_of_the_logits_and_its_gradients():
+    torch.manual_seed(0)
+    hidden = torch.randn(300, 16, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(97, 16, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 97, (300,))
+    labels[::7] = IGNORED
+    ours = next_token_loss(hidden, weight, labels)
+    gradients = torch.autograd.grad(ours, [hidden, weight])
+    kept = labels != IGNORED
+    log_probabilities = (hidden @ weight.T).log_softmax(-1)
+    reference = -log_probabilities[kept].gather(1, labels[kept, None]).sum()
+    expected = torch.autograd.grad(reference, [hidden, weight])
+    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_fused_forward_is_the_models_own_loss_and_is_given_back():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(gpt_neox(PRESETS["tiny"]))
+    batch = collate([{"input_ids": torch.randint(0, 1024, (33,))} for _ in range(3)])
+    reference = model(**batch).loss
+    with fused_loss(model):
+        assert "logits" not in model(**batch)
+        torch.testing.assert_close(model(**batch).loss, reference)
+        torch.testing.assert_close(model(**batch, num_items_in_batch=10).loss, reference * 96 / 10)
+    assert model(**batch).logits.shape == (3, 33, 1024)
+    assert "forward" not in vars(model)
+
+
+def test_forward_is_given_back_after_an_error():
+    model = AutoModelForCausalLM.from_config(gpt_neox(PRESETS["tiny"]))
+    with pytest.raises(ZeroDivisionError), fused_loss(model):
+        raise ZeroDivisionError
+    assert "forward" not in vars(model)
+
+
+def test_collate_scores_all_but_the_first_token():
+    batch = collate([{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9, 10]}])
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 10]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [IGNORED, 9, 10]]
+
+
+def test_logits_of_the_whole_batch_never_exist():
+    """The largest tensor alive is far smaller than positions × vocabulary."""
+    hidden, weight = torch.randn(4096, 32, requires_grad=True), torch.randn(8192, 32, requires_grad=True)
+    labels = torch.randint(0, 8192, (4096,))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        next_token_loss(hidden, weight, labels).backward()
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < 4096 * 8192 * 4 / 8
