@@ -2,6 +2,230 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-app = typer.Typer(no_args_is_help=True)
+from treering.errors import TreeringError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from treering.corpus import CorpusRecipe, Manifest
+
+app = typer.Typer(no_args_is_help=True, help="Make corpora: packed training blocks and held-out documents.")
+
+
+class DocumentRule(str, Enum):
+    """What one document is in plain text."""
+
+    passage = "passage"
+    paragraph = "paragraph"
+    line = "line"
+    file = "file"
+
+
+class Format(str, Enum):
+    """What is inside a file."""
+
+    text = "text"
+    jsonl = "jsonl"
+    parquet = "parquet"
+
+
+class MixRule(str, Enum):
+    """How weights are reached."""
+
+    subsample = "subsample"
+    repeat = "repeat"
+
+
+@app.command()
+def prepare(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=]SOURCE...",
+            help="file, directory, 'glob', URL, embedded:ru|zh|en, or hub:owner/name; a name if you like",
+            show_default=False,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", "-t", help="directory or hub name of the tokenizer")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="directory to make")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML with sources, tokenizer, output …, instead of SOURCE")
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="tokens in a training block (default 512)", min=2)
+    ] = None,
+    validation: Annotated[
+        float | None, typer.Option(help="share of the documents to hold out (default 0.05)")
+    ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SHARE", help="share of the training tokens; for all or none"),
+    ] = None,
+    mix: Annotated[
+        MixRule | None,
+        typer.Option(help="reach weights by leaving out or by repeating (default subsample)"),
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=1/2", help="only the documents in the first of two parts"),
+    ] = None,
+    document: Annotated[
+        DocumentRule | None, typer.Option(help="what a document is in plain text (default passage)")
+    ] = None,
+    file_format: Annotated[
+        Format | None, typer.Option("--format", help="where the extension does not say it")
+    ] = None,
+    text_field: Annotated[str | None, typer.Option(help="field with the text (default text)")] = None,
+    id_field: Annotated[str | None, typer.Option(help="field with the document's id (default id)")] = None,
+    limit: Annotated[int | None, typer.Option(help="read so many documents of each source", min=1)] = None,
+    max_document_mb: Annotated[
+        float | None, typer.Option(help="longest document, in MiB (default 64)")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="of the documents' order (default 0)", min=0)] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the manifest as JSON")] = False,
+) -> None:
+    """Cut text into packed token blocks to train on, and hold whole documents out to measure on.
+
+    For example: treering data prepare fi=kalevala.txt 'et=texts/*.txt' hu.jsonl.gz -t tokenizer -o corpus
+    """
+    from rich.console import Console
+
+    from treering import corpus
+    from treering.recipe import check_recipe, load_recipe
+
+    whole = {
+        "tokenizer": tokenizer,
+        "output": output,
+        "block_size": block_size,
+        "validation": validation,
+        "mix": mix and mix.value,
+        "seed": seed,
+    }
+    each = {
+        "document": document and document.value,
+        "format": file_format and file_format.value,
+        "text_field": text_field,
+        "id_field": id_field,
+        "limit": limit,
+        "max_document_bytes": int(max_document_mb * 2**20) if max_document_mb else None,
+    }
+    if recipe:
+        if sources or weight or part or any(value is not None for value in each.values()):
+            raise TreeringError(
+                "With --recipe, the sources and all that belongs to one (weight, part, format …) stand in it."
+            )
+        chosen: CorpusRecipe = load_recipe(recipe, corpus.CorpusRecipe, whole)
+    else:
+        for option, value in (("SOURCE", sources), ("--tokenizer", tokenizer), ("--output", output)):
+            if not value:
+                raise TreeringError(f"{option} is missing; see treering data prepare --help.")
+        values: dict[str, Any] = {k: v for k, v in whole.items() if v is not None}
+        values["sources"] = _sources(sources or [], each, weight or [], part or [])
+        chosen = check_recipe(values, corpus.CorpusRecipe, "command line")
+    from treering.output import require_new
+    from treering.tokenizer import load
+
+    require_new(chosen.output)
+    console = Console(stderr=True)
+    made = corpus.prepare(
+        chosen.sources,
+        load(chosen.tokenizer),
+        chosen.output,
+        block_size=chosen.block_size,
+        validation=chosen.validation,
+        mix=chosen.mix,
+        seed=chosen.seed,
+        console=console,
+    )
+    _show(made.manifest, json)
+
+
+@app.command()
+def info(
+    directory: Annotated[Path, typer.Argument(help="a prepared corpus")],
+    json: Annotated[bool, typer.Option("--json", help="the manifest as it stands")] = False,
+) -> None:
+    """Show what a prepared corpus holds, and from where."""
+    from treering.corpus import Corpus
+
+    _show(Corpus.load(directory).manifest, json)
+
+
+def _sources(
+    specifications: Sequence[str], each: dict[str, Any], weights: Sequence[str], parts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Sources from the command line's words; weights and parts find theirs by name."""
+    from treering.corpus import Source
+    from treering.recipe import check_recipe
+
+    common = {name: value for name, value in each.items() if value is not None}
+    values: dict[str, dict[str, Any]] = {}
+    for specification in specifications:
+        name, separator, path = specification.partition("=")
+        if not separator or Path(specification).exists() or not re.fullmatch(r"[\w.-]+", name):
+            name, path = "", specification
+        source = {"path": path, "name": name} | common
+        name = check_recipe(source, Source, specification).name
+        if name in values:
+            raise TreeringError(f"Two sources are named {name}. Give each a name of its own: NAME=PATH.")
+        values[name] = source | {"name": name}
+    for option, field, assignments in (("--weight", "weight", weights), ("--part", "part", parts)):
+        for assignment in assignments:
+            name, separator, value = assignment.partition("=")
+            if not separator or name not in values:
+                raise TreeringError(
+                    f"{option} {assignment}: write NAME={'0.5' if field == 'weight' else '1/2'}; "
+                    f"the sources are named {', '.join(values)}."
+                )
+            values[name][field] = value
+    return list(values.values())
+
+
+def _show(manifest: Manifest, json: bool) -> None:
+    from rich.console import Console
+
+    if json:
+        print(manifest.model_dump_json(indent=2))
+        return
+    console = Console()
+    console.print(_table(manifest))
+    train, held_out = manifest.train, manifest.validation
+    console.print(
+        f"train: {train.blocks:,} blocks of {manifest.block_size} = {train.tokens:,} tokens "
+        f"({train.dropped_tokens} dropped at the end)\n"
+        f"validation: {held_out.documents:,} documents = {held_out.tokens:,} tokens, "
+        f"{held_out.text_bytes:,} bytes\n"
+        f"tokenizer: {manifest.tokenizer.identity[:16]}… with {manifest.tokenizer.vocab_size:,} tokens",
+        highlight=False,
+    )
+
+
+def _table(manifest: Manifest) -> Table:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("source")
+    for header in ("documents", "MB", "bytes per token", "held out", "train tokens", "passes", "share"):
+        table.add_column(header, justify="right")
+    for source in manifest.sources:
+        table.add_row(
+            f"{source.name} {source.source.part}" if source.source.part else source.name,
+            f"{source.documents:,}",
+            f"{source.text_bytes / 1e6:,.2f}",
+            f"{source.text_bytes / (source.tokens - source.documents):.2f}",
+            f"{source.validation_documents:,}",
+            f"{source.used_tokens:,}",
+            f"{source.passes:.2f}",
+            f"{source.share:.1%}",
+        )
+    return table

@@ -42,8 +42,8 @@ def choose(lengths: NDArray[np.integer], target: int, seed: int) -> NDArray[np.i
 def scatter(count: int, seed: int) -> NDArray[np.int64]:
     """A permutation of ``range(count)``, the same on every machine and in every version of NumPy.
 
-    Sorted by SplitMix64 (Steele, Lea and Flood 2014) of the position; NumPy's own generators do not promise the
-    same stream for ever.
+    Sorted by SplitMix64 (Steele, Lea and Flood 2014) of the position; NumPy's own generators do not promise
+    the same stream for ever.
     """
     with np.errstate(over="ignore"):
         keys = np.arange(count, dtype=np.uint64) + np.uint64(seed) * np.uint64(0xD1342543DE82EF95)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from treering.corpus.documents import as_source, is_hub, read_documents, source_bytes
 from treering.corpus.mixing import Mix, choose, scatter, targets
@@ -39,11 +40,24 @@ from treering.corpus.streams import Receipt
 from treering.corpus.tokenising import tokenise
 from treering.errors import TreeringError
 from treering.output import explain_full_disk, staged_directory
+from treering.recipe import Schema
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
     from transformers import PreTrainedTokenizerFast
+
+
+class CorpusRecipe(Schema):
+    """What ``treering data prepare --recipe`` reads: the arguments of `prepare`."""
+
+    sources: list[Source] = Field(min_length=1, description="paths, or objects with the fields of a source")
+    tokenizer: str = Field(description="directory or hub name of the tokenizer")
+    output: str = Field(description="directory of the prepared corpus")
+    block_size: int = Field(default=512, description="tokens in a training block")
+    validation: float = Field(default=0.05, description="share of the documents to hold out")
+    mix: Mix = Field(default="subsample", description="how weights are reached")
+    seed: int = Field(default=0, ge=0, description="of the order of documents")
 
 
 def prepare(
@@ -113,6 +127,7 @@ def prepare(
                     documents=reading.documents,
                     empty_documents=reading.receipt.empty_documents,
                     text_bytes=reading.text_bytes,
+                    tokens=int(tokens[reading.range].sum()) + reading.validation_tokens,
                     train_documents=len(able),
                     train_tokens=int(tokens[able].sum()),
                     validation_documents=reading.validation_documents,
@@ -161,8 +176,8 @@ def _check(
         raise TreeringError("There is nothing to prepare: name at least one source.")
     if tokenizer.eos_token_id is None:
         raise TreeringError(
-            "The tokenizer has no end-of-text token (eos_token), which must stand between documents. Give it one: "
-            'tokenizer.add_special_tokens({"eos_token": "</s>"}); tokenizer.save_pretrained(DIR)'
+            "The tokenizer has no end-of-text token (eos_token), which must stand between documents. Give it "
+            'one: tokenizer.add_special_tokens({"eos_token": "</s>"}); tokenizer.save_pretrained(DIR)'
         )
     if block_size < 2:
         raise TreeringError(f"block_size is {block_size}; a block needs at least 2 tokens.")
@@ -194,24 +209,28 @@ def _require_documents(
         if not len(able) and (reading.source.weight or not any(map(len, trainable))):
             raise TreeringError(
                 f"All {reading.documents} documents of {reading.source.name} are held out: none is left "
-                "to train on. Give more text or smaller documents (--document line), or a smaller --validation."
+                "to train on. Give more text or smaller documents (--document line), or lower --validation."
             )
     if validation and not held_out.documents:
         documents = sum(reading.documents for reading in readings)
         raise TreeringError(
-            f"None of the {documents} documents is held out at --validation {validation:g}: there would be "
-            "nothing to measure on. Give more text or smaller documents (--document paragraph or line), a larger "
-            "--validation, or --validation 0 to do without."
+            f"None of the {documents} documents is held out at --validation {validation:g}: there would "
+            "be nothing to measure on. Give more text or smaller documents (--document paragraph or line), a "
+            "larger --validation, or --validation 0 to do without."
         )
 
 
 def _require_blocks(train: int, held_out: int, block_size: int, validation: float) -> None:
-    for side, tokens in (("training", train), ("held-out", held_out)):
-        if tokens < block_size and (validation or side == "training"):
-            raise TreeringError(
-                f"The {side} documents have {tokens:,} tokens, less than one block of {block_size}. "
-                f"Give more text, a smaller --block-size{' or a larger --validation' if side == 'held-out' else ''}."
-            )
+    remedy = "Give more text or a smaller --block-size"
+    if train < block_size:
+        raise TreeringError(
+            f"The training documents have {train:,} tokens, less than one block of {block_size}. {remedy}."
+        )
+    if validation and held_out < block_size:
+        raise TreeringError(
+            f"The held-out documents have {held_out:,} tokens, less than one block of {block_size}. "
+            f"{remedy}, or a larger --validation."
+        )
 
 
 # ---------------------------------------------------------------------------------------------- reading

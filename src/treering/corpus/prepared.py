@@ -45,6 +45,7 @@ class SourceRecord(Schema):
     documents: int
     empty_documents: int
     text_bytes: int
+    tokens: int
     train_documents: int
     train_tokens: int
     validation_documents: int

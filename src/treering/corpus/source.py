@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from treering.errors import TreeringError
 from treering.recipe import Schema
@@ -78,7 +79,7 @@ class Source(Schema):
         if part is not None:
             found = re.fullmatch(r"(\d+)/(\d+)", part)
             if not found or not 1 <= int(found[1]) <= int(found[2]):
-                raise ValueError('a part is written "1/2": the first of two')
+                raise PydanticCustomError("part", 'a part is written "1/2": the first of two')
         return part
 
 
