@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 
 from treering.errors import TreeringError
 from treering.substrate.eigen import GRID
-from treering.substrate.font import unifont
 from treering.substrate.glyphs import cell_size, draw, token_texts
 from treering.substrate.projection import pca_basis
 from treering.substrate.substrate import Substrate
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCRIPTS = (  # first and last letters, and how many tokens of each a sheet shows by itself
-    ("Aa", "Zz", 5),
-    ("Аа", "Яя", 5),
+SCRIPTS = (  # first and last letters of a few scripts, and how many tokens of each a sheet shows by itself
+    ("A", "z", 5),
+    ("А", "я", 5),
     ("一", "鿿", 5),
-    ("αα", "ωω", 1),
-    ("אא", "תת", 1),
-    ("بب", "يي", 1),
+    ("α", "ω", 1),
+    ("א", "ת", 1),
+    ("ب", "ي", 1),
     ("क", "ह", 1),
-    ("ぁ", "ヿ", 1),
+    ("あ", "ん", 1),
     ("가", "힣", 1),
 )
+GOLDEN = 0.618  # spreads picks evenly over a list, however many there are
 KEPT = (8, 32, 128)  # components, before all of them
 INK, FADED, ACCENT = "#1c2733", "#7a8793", "#b5541c"
 
@@ -45,7 +46,7 @@ def draw_sheet(
             vocabulary has.
 
     Raises:
-        TreeringError: the substrate has no glyphs, or a token ID is not in the vocabulary.
+        TreeringError: the substrate has no glyphs, they are all alike, or an ID is not in the vocabulary.
     """
     from matplotlib.figure import Figure
 
@@ -56,6 +57,8 @@ def draw_sheet(
         raise TreeringError(f"A sheet needs token IDs from 0 to {len(texts) - 1}, not {chosen}.")
     cells = draw(texts, cell)
     weights, basis = pca_basis(cells, d_model)
+    if basis.rank == 0:
+        raise TreeringError("All tokens of this vocabulary draw alike; there are no components to show.")
     directions = np.ldexp(weights.astype(np.float64), -GRID)  # [pixel, component]
     mean = cells.mean(axis=0, dtype=np.float64)
     features = (cells[chosen] - mean) @ directions  # [sample, component]
@@ -65,85 +68,56 @@ def draw_sheet(
 
     columns = min(12, len(chosen))
     bands = -(-len(chosen) // columns)
-    height = bands * (len(pictures) * 0.86 + 0.45)
-    figure = Figure(figsize=(12.5, height + 3.7), facecolor="white", layout=None)
-    top = 1 - 0.75 / (height + 3.7)
-    bottom = 2.75 / (height + 3.7)
-    figure.text(
-        0.03,
-        1 - 0.35 / (height + 3.7),
-        "What a frozen glyph substrate sees",
-        fontsize=17,
-        color=INK,
-        va="center",
-    )
-    figure.text(
-        0.97,
-        1 - 0.35 / (height + 3.7),
-        f"{len(texts):,} tokens · {cell} × {cell} pixels · d_model {d_model:,}",
-        fontsize=11,
-        color=FADED,
-        va="center",
-        ha="right",
-    )
+    height = (
+        bands * (len(pictures) * 0.86 + 0.45) + 3.7
+    )  # inches; the rest of the page is laid out in inches too
+    figure = Figure(figsize=(12.5, height), facecolor="white")
+    line = 1 - 0.35 / height
+    figure.text(0.03, line, "What a frozen glyph substrate sees", fontsize=17, color=INK, va="center")
+    size = f"{len(texts):,} tokens · {cell} × {cell} pixels · d_model {d_model:,}"
+    figure.text(0.97, line, size, fontsize=11, color=FADED, va="center", ha="right")
     labels = ["glyph cell", *(f"{k:,} components" for k in steps)]
-    outer = figure.add_gridspec(bands, 1, left=0.115, right=0.97, top=top, bottom=bottom, hspace=0.12)
+    outer = figure.add_gridspec(bands, 1, left=0.115, right=0.97, top=1 - 0.75 / height, bottom=2.75 / height)
     for band in range(bands):
         part = range(band * columns, min((band + 1) * columns, len(chosen)))
         grid = outer[band].subgridspec(len(pictures), columns, hspace=0.08, wspace=0.08)
-        for line, picture in enumerate(pictures):
+        for step, picture in enumerate(pictures):
             for place, sample in enumerate(part):
-                axes = figure.add_subplot(grid[line, place])
+                axes = figure.add_subplot(grid[step, place])
                 _cell(axes, picture[sample].reshape(cell, cell))
-                if line == 0:
-                    axes.set_title(f"{chosen[sample]}", fontsize=8, color=FADED, pad=3)
+                if step == 0:
+                    axes.set_title(f"token {chosen[sample]}", fontsize=7.5, color=FADED, pad=3)
                 if place == 0:
                     axes.set_ylabel(
-                        labels[line], rotation=0, ha="right", va="center", fontsize=9, color=INK, labelpad=8
+                        labels[step], rotation=0, ha="right", va="center", fontsize=9, color=INK, labelpad=8
                     )
     share = np.cumsum(basis.values[: min(d_model, basis.rank)]) / max(basis.values.sum(), 1.0)
-    curve = figure.add_axes((0.115, 0.62 / (height + 3.7), 0.855, 1.6 / (height + 3.7)))
+    curve = figure.add_axes((0.115, 0.62 / height, 0.855, 1.6 / height))
     _curve(curve, share, steps)
     return figure
 
 
 def sample_tokens(texts: Sequence[str], count: int = 24) -> list[int]:
     """Token IDs of some two dozen texts that look different, of several scripts, short and long."""
-    font = unifont()
     chosen: list[int] = []
-    for first, last, share in SCRIPTS:
-        bounds = [(ord(a), ord(b)) for a, b in zip(first, last, strict=True)]
-        inside = [
-            index
-            for index, text in enumerate(texts)
-            if 0 < len(text.strip()) <= 6
-            and all(
-                any(low <= ord(letter) <= high for low, high in bounds) and font.has(letter)
-                for letter in text.strip()
-            )
-        ]
-        chosen += _spread(inside, texts, share)
-    rest = sorted(
-        set(range(len(texts))) - set(chosen), key=lambda i: (len(texts[i]) > 8, not texts[i].strip(), i)
-    )
-    spread = rest[:: max(1, len(rest) // max(1, count - len(chosen)))]
-    return (chosen + spread)[: min(count, len(texts))]
-
-
-def _spread(indices: list[int], texts: Sequence[str], share: int) -> list[int]:
-    """A few of these tokens, from one letter to several, each taken from the middle of its length."""
-    by_length: dict[int, list[int]] = {}
-    for index in indices:
-        by_length.setdefault(len(texts[index].strip()), []).append(index)
-    picked: list[int] = []
-    for turn in range(share):
-        lengths: Iterable[int] = sorted(by_length)
-        for length in list(lengths)[turn % max(1, len(by_length)) :][:1]:
-            group = by_length[length]
-            index = group[(len(group) * (2 * turn + 1)) // (2 * share) % len(group)]
-            if index not in picked:
-                picked.append(index)
-    return picked
+    for number, (first, last, share) in enumerate(SCRIPTS):
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for index, text in enumerate(texts):
+            letters = text.strip(" ")
+            if 0 < len(letters) <= 6 and all(
+                first <= letter <= last and letter.isalpha() for letter in letters
+            ):
+                by_length[len(letters)].append(index)
+        lengths = sorted(by_length)
+        for turn in range(share if lengths else 0):
+            group = by_length[lengths[turn % len(lengths)]]
+            index = group[int(len(group) * ((turn + 1) * GOLDEN + number * 0.37) % len(group))]
+            if index not in chosen:
+                chosen.append(index)
+    rest = sorted(set(range(len(texts))) - set(chosen), key=lambda index: (not texts[index].strip(), index))
+    rest = [index for index in rest if texts[index].isprintable()] or rest
+    gap = max(1, len(rest) // max(1, count - len(chosen)))
+    return (chosen + rest[gap // 2 :: gap])[:count]
 
 
 def _size(substrate: Substrate | int) -> tuple[int, int]:
