@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -18,9 +19,16 @@ def load(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     Raises:
         TreeringError: there is no tokenizer, it cannot be read, or it has no fast (Rust) form.
     """
+    path = Path(name_or_path)
+    if path.is_file():
+        raise TreeringError(f"{path} is a file; give the directory that holds tokenizer.json.")
+    if not path.exists() and not _may_be_on_the_hub(os.fspath(name_or_path)):
+        raise TreeringError(f"There is no directory {path}; give one that holds tokenizer.json.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(os.fspath(name_or_path))
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, JSONDecodeError … for one cause
+    except (
+        Exception
+    ) as error:  # transformers raises OSError, ValueError, KeyError … for one and the same cause
         raise TreeringError(
             f"No tokenizer could be loaded from {name_or_path}: {error}\n"
             "Give a directory that holds tokenizer.json, or a name on the Hugging Face hub."
@@ -33,10 +41,17 @@ def load(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def _may_be_on_the_hub(name: str) -> bool:
+    """Whether ``name`` is ``owner/name`` or ``name``, and not a path in a directory of this machine."""
+    owner, slash, rest = name.partition("/")
+    return not name.startswith((".", "/", "~")) and "/" not in rest and not (slash and Path(owner).is_dir())
+
+
 def identity(tokenizer: PreTrainedTokenizerFast) -> str:
     """SHA-256 (hex) of what decides which IDs a text becomes: tokens by ID, special tokens, merges in order.
 
-    Names, templates and padding settings do not count, nor does the version of the library that wrote the file.
+    Names, templates and padding settings do not count, nor does the version of the library that wrote the
+    file.
     """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [" ".join(m) if isinstance(m, list) else m for m in model.get("merges") or []]
@@ -47,18 +62,35 @@ def identity(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
-    """Token IDs of each text, no special tokens added; special-token strings in a text are ordinary characters.
+    """Token IDs of each text, nothing added; special-token strings in a text are ordinary characters.
 
     Raises:
         TreeringError: a text holds a lone surrogate, which no Unicode encoding can store.
     """
-    for text in texts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise TreeringError(
-                f"Character {error.start} of a text is the lone surrogate U+{ord(text[error.start]):04X}, which is not "
-                "a Unicode character. Repair the text first, for instance with "
-                "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
-            ) from None
-    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    for number, text in enumerate(texts, 1):
+        require_unicode(text, f"text {number}")
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return encoded["input_ids"]
+
+
+def require_unicode(text: str, name: str) -> None:
+    """Refuse a string that is not Unicode text; ``name`` says in the message which one it is.
+
+    Raises:
+        TreeringError: ``text`` holds a lone surrogate, which no Unicode encoding can store.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TreeringError(
+            f"Character {error.start} of {name} is the lone surrogate U+{ord(text[error.start]):04X}, which "
+            "is not a Unicode character. Repair the text first, for instance with "
+            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
+        ) from None
