@@ -3,7 +3,7 @@
 from treering.corpus.documents import Document, read_documents
 from treering.corpus.mixing import Mix
 from treering.corpus.packing import pack
-from treering.corpus.prepare import CorpusRecipe, prepare
+from treering.corpus.preparation import CorpusRecipe, prepare
 from treering.corpus.prepared import Corpus, Manifest, load_manifest, require_match
 from treering.corpus.source import Source, embedded, split_of
 

@@ -64,7 +64,7 @@ def read_documents(
     """
     source = as_source(source)
     receipt = Receipt() if receipt is None else receipt
-    return itertools.islice(_documents(source, receipt), source.limit)
+    return _limited(source, receipt)
 
 
 def source_bytes(source: Source) -> int | None:
@@ -73,6 +73,16 @@ def source_bytes(source: Source) -> int | None:
         return None
     local = (Path(path) for path, _ in _files(source) if "://" not in path)
     return sum(path.stat().st_size for path in local if path.is_file()) or None
+
+
+def _limited(source: Source, receipt: Receipt) -> Iterator[Document]:
+    yield from itertools.islice(_documents(source, receipt), source.limit)
+    if source.limit is not None and not is_hub(source):
+        done = {file.name for file in receipt.files}
+        for path, name in _files(source):
+            if name in receipt.opened and name not in done:  # left early, but its hash is of the whole file
+                with open_stream(path, name, "", receipt):
+                    pass
 
 
 def _documents(source: Source, receipt: Receipt) -> Iterator[Document]:
@@ -203,12 +213,18 @@ def _gather(
         gathered.append(line)
         size += len(line)
         if (blank and size >= least) or (most is not None and size >= most):
-            yield "".join(gathered).strip("\n")
+            yield _joined(gathered)
             gathered, size = [], 0
         elif size > source.max_document_bytes:
             raise _too_long(f"{path}, line {first}: the paragraph that begins here", source)
     if gathered:
-        yield "".join(gathered).strip("\n")
+        yield _joined(gathered)
+
+
+def _joined(lines: list[str]) -> str:
+    while not lines[-1].strip():  # blank lines at the end separate documents and belong to none
+        lines.pop()
+    return "".join(lines).removesuffix("\n")
 
 
 def _lines(stream: IO[bytes], path: str, limit: int) -> Iterator[tuple[int, str]]:

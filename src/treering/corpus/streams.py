@@ -32,6 +32,7 @@ class Receipt:
     """What has been read so far; fills while documents are drawn."""
 
     files: list[FileRead] = field(default_factory=list)
+    opened: set[str] = field(default_factory=set)
     bytes_read: int = 0
     empty_documents: int = 0
 
@@ -43,12 +44,13 @@ def open_stream(path: str, name: str, compression: str, receipt: Receipt) -> Ite
     Raises:
         TreeringError: the file cannot be opened, or its compressed data is damaged or cut short.
     """
+    receipt.opened.add(name)
     with _open_raw(path) as raw:
         counted = _Counted(raw, receipt)
         opened = _DECOMPRESSORS[compression](counted)
         try:
             yield opened
-            while opened.read(_CHUNK):  # a reader may stop early; the hash is of the whole file
+            while opened.read(_CHUNK):  # a reader that stops early still wants to know of damage
                 pass
         except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
             raise _damaged(path, compression, error) from None

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from treering.corpus import (
+    Corpus,
+    Source,
+    load_manifest,
+    prepare,
+    read_documents,
+    require_match,
+    split_of,
+    tokenising,
+)
+from treering.corpus.documents import Document
+from treering.errors import TreeringError
+from treering.tokenizer import encode, identity
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    sources = [Source(path="embedded:zh", limit=300), Source(path="embedded:en", part="1/2", limit=200)]
+    return prepare(sources, tokenizer, tmp_path_factory.mktemp("corpus") / "c", block_size=128)
+
+
+def lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def wordy(path: Path, count: int, words: int = 20) -> Path:
+    return lines(path, [{"id": f"{path.stem}-{n}", "text": f"{n} слово " * words} for n in range(count)])
+
+
+def stream_of(corpus: Corpus) -> list[int]:
+    return np.concatenate(corpus.train.with_format("numpy")["input_ids"][:]).tolist()
+
+
+def documents_in(stream: list[int], separator: int) -> list[list[int]]:
+    ends = [n for n, token in enumerate(stream) if token == separator] + [len(stream)]
+    assert ends[0] == 0
+    return [stream[a + 1 : b] for a, b in itertools.pairwise(ends)]
+
+
+def test_blocks_hold_exactly_the_training_documents(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    sources = [Source(path="embedded:zh", limit=300), Source(path="embedded:en", part="1/2", limit=200)]
+    found = [d for s in sources for d in read_documents(s)]
+    held_out = {d.text for d in found if split_of(d.id) == "validation"}
+    expected = [d.text for d in found if split_of(d.id) == "train" and d.text not in held_out]
+    packed = documents_in(stream_of(corpus), tokenizer.eos_token_id)
+    dropped = corpus.manifest.train.dropped_tokens
+    ids = sorted(encode(tokenizer, expected))
+    assert len(packed) == len(ids) == corpus.manifest.train.documents
+    whole = sorted(packed[:-1])
+    missing = [i for i in ids if i not in whole]
+    assert len(missing) <= 1  # the last document is cut by the remainder
+    assert sum(map(len, ids)) + len(ids) == corpus.manifest.train.tokens + dropped
+    assert dropped < 128
+    assert packed != encode(tokenizer, expected)  # shuffled
+
+
+def test_validation_holds_whole_documents(corpus: Corpus) -> None:
+    expected = {
+        (d.id, name, d.text)
+        for name, source in (
+            ("zh", Source(path="embedded:zh", limit=300)),
+            ("en", Source(path="embedded:en", part="1/2", limit=200)),
+        )
+        for d in read_documents(source)
+        if split_of(d.id) == "validation"
+    }
+    assert {(r["id"], r["source"], r["text"]) for r in corpus.validation} == expected
+    assert corpus.manifest.validation.documents == len(expected) > 5
+
+
+def test_the_manifest_adds_up(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> None:
+    m = corpus.manifest
+    assert m.tokenizer.identity == identity(tokenizer)
+    assert (m.tokenizer.separator, m.tokenizer.separator_id) == ("</s>", tokenizer.eos_token_id)
+    for source in m.sources:
+        assert source.documents == (
+            source.train_documents + source.validation_documents + source.repeats_of_held_out
+        )
+        assert source.used_tokens == source.train_tokens
+        assert source.source.licence == "MPL-2.0"
+    assert sum(s.used_tokens for s in m.sources) == m.train.tokens + m.train.dropped_tokens
+    assert sum(s.validation_tokens for s in m.sources) == m.validation.tokens
+    assert sum(s.share for s in m.sources) == pytest.approx(1, abs=1e-5)
+    assert m.train.blocks == len(corpus.train)
+    assert m.train.sha256 == hashlib.sha256(np.array(stream_of(corpus), "<i4").tobytes()).hexdigest()
+    assert len(m.sources[0].files[0].sha256) == 64
+
+
+def test_the_same_call_gives_the_same_bytes(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "y").mkdir()
+    files = [
+        wordy(tmp_path / d / "a.jsonl", 90) for d in "xy"
+    ]  # another directory: the manifest names no machine
+    made = [prepare([f], tokenizer, tmp_path / str(n), block_size=64) for n, f in enumerate(files)]
+    for name in ("train.arrow", "validation.arrow", "manifest.json"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+    assert made[0].fingerprint == made[1].fingerprint
+    assert str(tmp_path) not in (tmp_path / "0" / "manifest.json").read_text()
+    other = prepare(files[:1], tokenizer, tmp_path / "2", block_size=64, seed=1)
+    assert other.manifest.train.tokens == made[0].manifest.train.tokens
+    assert other.fingerprint != made[0].fingerprint
+
+
+def test_texts_of_held_out_documents_are_not_trained_on_under_another_id(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    ids = [str(n) for n in range(400)]
+    held_out = next(i for i in ids if split_of(i) == "validation")
+    trained = [i for i in ids if split_of(i) == "train"][:2]
+    secret = "общая тайна двух страниц " * 3
+    a = wordy(tmp_path / "a.jsonl", 100)
+    b = lines(tmp_path / "b.jsonl", [{"id": i, "text": secret} for i in (trained[0], held_out, trained[1])])
+    corpus = prepare([a, b], tokenizer, tmp_path / "c", block_size=32)
+    assert corpus.manifest.sources[1].repeats_of_held_out == 2
+    assert corpus.manifest.sources[1].train_documents == 0
+    assert "тайна" not in tokenizer.decode(stream_of(corpus))
+    assert secret in corpus.validation["text"]
+
+
+@pytest.mark.parametrize("mix", ["subsample", "repeat"])
+def test_weights_are_shares_of_tokens(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, mix: Any) -> None:
+    rich, poor = wordy(tmp_path / "rich.jsonl", 600), wordy(tmp_path / "poor.jsonl", 150)
+    sources = [Source(path=rich, weight=3), Source(path=poor, weight=2)]
+    corpus = prepare(sources, tokenizer, tmp_path / "c", block_size=32, mix=mix)
+    one, two = corpus.manifest.sources
+    assert one.share == pytest.approx(0.6, abs=0.002)
+    assert two.share == pytest.approx(0.4, abs=0.002)
+    if mix == "subsample":
+        assert two.used_tokens == two.train_tokens
+        assert one.used_tokens == pytest.approx(two.train_tokens * 1.5, rel=0.005)
+    else:
+        assert one.used_tokens == one.train_tokens
+        assert two.used_tokens == pytest.approx(one.train_tokens / 1.5, rel=0.005)
+        assert two.passes > 2
+    assert len(documents_in(stream_of(corpus), tokenizer.eos_token_id)) == pytest.approx(
+        one.used_documents + two.used_documents, abs=2
+    )
+
+
+def test_no_validation_on_request(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    corpus = prepare([wordy(tmp_path / "a.jsonl", 5)], tokenizer, tmp_path / "c", block_size=16, validation=0)
+    assert len(corpus.validation) == 0
+    assert corpus.validation.column_names == ["id", "source", "text"]
+    assert corpus.manifest.train.documents == 5
+
+
+def test_long_documents_are_tokenised_in_pieces(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenising, "PIECE", 100)
+    text = "".join(f"строка {n}\n" for n in range(60)) + "x" * 350
+    found = [Document("a", "short"), Document("b", text), Document("c", "end")]
+    result = list(tokenising.tokenise(found, tokenizer))
+    assert [d.id for d, _ in result] == ["a", "b", "c"]
+    assert [tokenizer.decode(ids) for _, ids in result] == ["short", text, "end"]
+    assert (
+        result[1][1].tolist()[:300] == encode(tokenizer, [text])[0][:300]
+    )  # cuts at line ends change nothing
+
+
+# -------------------------------------------------------------------------------------------- bad input
+
+
+def refused(sources: list[Any], tokenizer: PreTrainedTokenizerFast, output: Path, **options: Any) -> str:
+    before = sorted(output.parent.iterdir())
+    with pytest.raises(TreeringError) as caught:
+        prepare(sources, tokenizer, output, **options)
+    assert sorted(output.parent.iterdir()) == before  # nothing half-written is left
+    return str(caught.value)
+
+
+def test_sides_without_documents(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    held_out = next(str(n) for n in range(400) if split_of(str(n)) == "validation")
+    one = lines(tmp_path / "a.jsonl", [{"id": held_out, "text": "abc " * 50}])
+    assert "All 1 documents of a are held out" in refused([one], tokenizer, tmp_path / "c")
+    few = wordy(tmp_path / "b.jsonl", 2)
+    assert "None of the 2 documents is held out" in refused([few], tokenizer, tmp_path / "c")
+    assert "part 7/1000" in refused([Source(path=few, part="7/1000")], tokenizer, tmp_path / "c")
+    many = wordy(tmp_path / "d.jsonl", 100, words=1)
+    assert "training documents have" in refused([many], tokenizer, tmp_path / "c", block_size=10**6)
+    assert "held-out documents have" in refused([many], tokenizer, tmp_path / "c", block_size=200)
+
+
+def test_arguments(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    a, out = wordy(tmp_path / "a.jsonl", 50), tmp_path / "c"
+    assert "name at least one source" in refused([], tokenizer, out)
+    assert "named a" in refused([a, a], tokenizer, out)
+    assert "b has none" in refused([Source(path=a, weight=1), Source(path=a, name="b")], tokenizer, out)
+    assert "from 0 to less than 1" in refused([a], tokenizer, out, validation=1.5)
+    assert "at least 2 tokens" in refused([a], tokenizer, out, block_size=0)
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    assert "no end-of-text token" in refused([a], bare, out)
+
+
+def test_an_output_with_content_is_left_alone(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    out.mkdir()
+    (out / "precious.txt").write_text("x")
+    assert "already exists" in refused([wordy(tmp_path / "a.jsonl", 90)], tokenizer, out, block_size=32)
+    assert (out / "precious.txt").read_text() == "x"
+
+
+def test_a_fault_late_in_the_input_leaves_nothing(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    bad = wordy(tmp_path / "a.jsonl", 90)
+    bad.write_bytes(bad.read_bytes() + b"\xff\n")
+    assert "line 91" in refused([bad], tokenizer, tmp_path / "c", block_size=32)
+
+
+@pytest.mark.parametrize("where", ["spool.Spool.append", "preparation.write_blocks"])
+def test_a_full_disk(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"treering.corpus.{where}", full)
+    message = refused([wordy(tmp_path / "a.jsonl", 90)], tokenizer, tmp_path / "c", block_size=32)
+    assert "No space left on the disk" in message
+
+
+def test_an_interruption_leaves_nothing(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("treering.corpus.preparation.write_blocks", stop)
+    source = wordy(tmp_path / "a.jsonl", 90)
+    with pytest.raises(KeyboardInterrupt):
+        prepare([source], tokenizer, tmp_path / "c", block_size=32)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+# ----------------------------------------------------------------------------------------------- loading
+
+
+def test_loading_what_is_not_whole(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    prepare([wordy(tmp_path / "a.jsonl", 90)], tokenizer, tmp_path / "c", block_size=32)
+    assert load_manifest(tmp_path / "c").block_size == 32
+    with pytest.raises(TreeringError, match="is not a prepared corpus"):
+        Corpus.load(tmp_path / "nowhere")
+    train = tmp_path / "c" / "train.arrow"
+    whole = train.read_bytes()
+    for content in (whole[: len(whole) // 2], b""):
+        train.write_bytes(content)
+        with pytest.raises(TreeringError, match=r"train\.arrow"):
+            Corpus.load(tmp_path / "c")
+    train.unlink()
+    with pytest.raises(TreeringError, match=r"train\.arrow"):
+        Corpus.load(tmp_path / "c")
+    manifest = tmp_path / "c" / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"format_version": 1', '"format_version": 99'))
+    with pytest.raises(TreeringError, match="corpus format 99"):
+        Corpus.load(tmp_path / "c")
+    manifest.write_text(text[:100])
+    with pytest.raises(TreeringError, match="cannot be read"):
+        Corpus.load(tmp_path / "c")
+
+
+def test_another_tokenizer_is_refused(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> None:
+    require_match(corpus, tokenizer)
+    changed = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>")
+    changed.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    with pytest.raises(TreeringError) as caught:
+        require_match(corpus, changed)
+    assert identity(tokenizer) in str(caught.value)
+    assert identity(changed) in str(caught.value)
