@@ -23,7 +23,20 @@ def literal() -> PreTrainedTokenizerFast:
     """Characters of several scripts, look-alikes, blanks, n-grams and specials: the tokens are the text."""
     ranges = [(0x20, 0x7F), (0xA0, 0x100), (0x391, 0x3CA), (0x410, 0x450), (0x4E00, 0x4F00), (0xAC00, 0xAC80)]
     tokens = [chr(code) for low, high in ranges for code in range(low, high)]
-    tokens += ["ing", " the", "ение", "不同", "\u3000", "😀", "🦊", "<0x80>", "<unused_7>", "\n"]
+    tokens += [
+        "<unk>",
+        "</s>",
+        "ing",
+        " the",
+        "ение",
+        "不同",
+        "\u3000",
+        "😀",
+        "🦊",
+        "<0x80>",
+        "<unused_7>",
+        "\n",
+    ]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     return fast(Tokenizer(models.BPE(vocabulary, [])), unk_token="<unk>", eos_token="</s>")
 
@@ -44,7 +57,9 @@ def byte_level() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def split_byte_level() -> PreTrainedTokenizerFast:
     """Llama 3's and Qwen's kind: a regular expression, then bytes."""
-    tokenizer = Tokenizer(models.BPE({"Ġ": 0, "a": 1, "Ġa": 2, "ä": 3, "¸": 4, "Ń": 5, "ä¸": 6, "ä¸Ń": 7}, []))
+    tokenizer = Tokenizer(
+        models.BPE({"Ġ": 0, "a": 1, "Ġa": 2, "ä": 3, "¸": 4, "Ń": 5, "ä¸": 6, "ä¸Ń": 7}, [])
+    )
     split = pre_tokenizers.Split(Regex(r"\s+"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(use_regex=False)])
     return fast(tokenizer, eos_token="<｜end▁of▁sentence｜>")
@@ -53,9 +68,20 @@ def split_byte_level() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def byte_fallback() -> PreTrainedTokenizerFast:
     """Llama 2's kind: SentencePiece BPE with ``▁`` and byte tokens."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefgh", "▁a", "▁ab"]
+    tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        *"abcdefgh",
+        "▁a",
+        "▁ab",
+    ]
     merges = [("▁", "a"), ("▁a", "b")]
-    model = models.BPE({token: i for i, token in enumerate(tokens)}, merges, byte_fallback=True, unk_token="<unk>")
+    model = models.BPE(
+        {token: i for i, token in enumerate(tokens)}, merges, byte_fallback=True, unk_token="<unk>"
+    )
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
@@ -70,7 +96,9 @@ def unigram() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=150, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
+    )
     tokenizer.train_from_iterator(TEXTS, trainer)
     return fast(tokenizer, unk_token="<unk>")
 

@@ -10,7 +10,15 @@ from treering.substrate.codes import code_bits, code_rows, lift, random_rows, to
 
 
 def test_bits():
-    assert [code_bits(v) for v in (1, 2, 4096, 65_536, 65_537, 131_072, 131_073)] == [16, 16, 16, 16, 17, 17, 18]
+    assert [code_bits(v) for v in (1, 2, 4096, 65_536, 65_537, 131_072, 131_073)] == [
+        16,
+        16,
+        16,
+        16,
+        17,
+        17,
+        18,
+    ]
 
 
 def test_the_paper_s_count_of_frozen_numbers():
@@ -42,8 +50,12 @@ def test_random_rows_are_unit_normal_like_and_pinned():
     assert abs((values**4).mean() - 2.7) < 0.1  # a sum of four uniform numbers has kurtosis 3 - 1.2/4
     assert (random_rows(500, 256, seed=7) == rows).all()
     assert not (random_rows(500, 256, seed=8) == rows).all()
-    assert (random_rows(20_000, 256, seed=7)[:500] == rows).all()  # rows do not depend on the chunks or the vocabulary
-    assert hashlib.sha256(rows).hexdigest() == "e00cb4518569fff2e083212487fa57f5ddc0f27042feb307d2e33042e7a65629"
+    assert (
+        random_rows(20_000, 256, seed=7)[:500] == rows
+    ).all()  # rows do not depend on the chunks or the vocabulary
+    assert (
+        hashlib.sha256(rows).hexdigest() == "e00cb4518569fff2e083212487fa57f5ddc0f27042feb307d2e33042e7a65629"
+    )
 
 
 def test_unit_rows():

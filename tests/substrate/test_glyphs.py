@@ -54,7 +54,9 @@ def test_byte_level_tokens_are_read_as_utf8(byte_level, split_byte_level):
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0<"), max_size=30))
 def test_byte_level_texts_join_to_the_text(byte_level, text):
     texts = token_texts(byte_level)
-    assert raw_bytes(texts[i] for i in byte_level(text, add_special_tokens=False)["input_ids"]) == text.encode()
+    assert (
+        raw_bytes(texts[i] for i in byte_level(text, add_special_tokens=False)["input_ids"]) == text.encode()
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,7 +72,13 @@ def test_metaspace_wordpiece_and_end_of_word(byte_fallback, unigram, wordpiece, 
     assert text_of(byte_fallback, "<0xE4>") == "<0xE4>"
     assert text_of(byte_fallback, "<s>") == "<s>"
     assert not any("▁" in text for text in token_texts(unigram))
-    assert [text_of(wordpiece, t) for t in ("ing", "##ing", "##", "#", "[CLS]")] == ["ing", "ing", "##", "#", "[CLS]"]
+    assert [text_of(wordpiece, t) for t in ("ing", "##ing", "##", "#", "[CLS]")] == [
+        "ing",
+        "ing",
+        "##",
+        "#",
+        "[CLS]",
+    ]
     assert [text_of(end_of_word, t) for t in ("at", "at</w>", "Ã©</w>")] == ["at", "at ", "é "]
 
 

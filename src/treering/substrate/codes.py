@@ -37,7 +37,7 @@ def lift(codes: np.ndarray, d_model: int) -> np.ndarray:
         raise TreeringError(
             f"d_model {d_model} is too small for a {bits}-bit token code; use at least {bits}."
         )
-    return codes[:, np.arange(d_model) % bits]
+    return np.ascontiguousarray(codes[:, np.arange(d_model) % bits])
 
 
 def code_rows(vocab: int, d_model: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from treering.substrate.codes import code_bits, lift, token_codes, unit_rows
 from treering.substrate.eigen import Basis, eigenbasis
 
 CHUNK = 1 << 23  # numbers in flight at a time: some 100 MiB of work space
-UNIT = 1 << 8  # scale of the integer projections, so that rounding the mean costs little
+UNIT = 1 << 12  # scale of the integer projections, so that rounding the mean costs little
 MARK = 8  # a mark has 1/8 of the length of the row that it tells apart
 
 
@@ -43,7 +43,7 @@ def pca_basis(cells: np.ndarray, d_model: int) -> tuple[np.ndarray, Basis]:
 
 
 def hadamard_basis(pixels: int, d_model: int) -> np.ndarray:
-    """Q of a subsampled randomised Hadamard transform, ``[pixel, d_model]`` int64 of ±256.
+    """Q of a subsampled randomised Hadamard transform, ``[pixel, d_model]`` int64 of ±4096.
 
     Sylvester's matrix of the next power of two, its columns (pixels) flipped in sign and its rows (features)
     chosen and ordered by SHA-256 of a counter: fixed for ever, alike for everybody.

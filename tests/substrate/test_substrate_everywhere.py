@@ -1,0 +1,46 @@
+"""The same fingerprint whatever the threads, the processor's kernels and the hash seed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from treering.substrate import build
+
+SCRIPT = """
+import sys
+from treering import tokenizer
+from treering.substrate import build
+made = build(tokenizer.load(sys.argv[1]), 400, cell=20)
+print(made.fingerprint, made.report["reproducible"], made.report["rank"])
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(literal, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    literal.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def here(literal):
+    made = build(literal, 400, cell=20)
+    assert made.report["reproducible"] and made.report["rank"] > 200
+    return made
+
+
+@pytest.mark.parametrize(
+    ("threads", "kernels", "seed"),
+    [(1, "Haswell", 1), (2, "SkylakeX", 2), (2, "Sandybridge", 3), (1, "Prescott", 4)],
+)
+def test_same_fingerprint(directory, here, threads, kernels, seed):
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    environment |= {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
+    environment |= {"OPENBLAS_CORETYPE": kernels, "PYTHONHASHSEED": str(seed)}
+    command = [sys.executable, "-c", SCRIPT, str(directory)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == [here.fingerprint, "True", str(here.report["rank"])]
