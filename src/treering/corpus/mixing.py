@@ -25,7 +25,7 @@ def targets(tokens: Sequence[int], weights: Sequence[float], mix: Mix) -> list[i
     return [round(scale * weight) for weight in weights]
 
 
-def choose(lengths: NDArray[np.integer], target: int, seed: int) -> NDArray[np.int64]:
+def choose(lengths: NDArray[np.integer], target: int, seed: int) -> NDArray[np.integer]:
     """Indices of documents with ``target`` tokens in total: whole passes, then a random rest.
 
     The total is within half a document of the target (but at least one document is chosen).
@@ -46,9 +46,12 @@ def scatter(count: int, seed: int) -> NDArray[np.int64]:
     the same stream for ever.
     """
     with np.errstate(over="ignore"):
-        keys = np.arange(count, dtype=np.uint64) + np.uint64(seed) * np.uint64(0xD1342543DE82EF95)
-        keys = (keys + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        keys = np.arange(1, count + 1, dtype=np.uint64)  # in place: this is where memory peaks
+        keys += np.uint64(seed) * np.uint64(0xD1342543DE82EF95)
+        keys *= np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(30)
+        keys *= np.uint64(0xBF58476D1CE4E5B9)
+        keys ^= keys >> np.uint64(27)
+        keys *= np.uint64(0x94D049BB133111EB)
         keys ^= keys >> np.uint64(31)
     return np.argsort(keys, kind="stable")

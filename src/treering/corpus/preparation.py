@@ -105,13 +105,16 @@ def prepare(
         ):
             reader = _Reader(tokenizer, validation, spool, held_out, report)
             readings = [reader.read(source) for source in checked]
-            tokens = spool.lengths().astype(np.int64) + 1  # with the separator
+            tokens = spool.lengths() + np.uint32(1)  # with the separator
             repeats = spool.repeated(held_out.hashes)
-            trainable = [reading.first + np.flatnonzero(~repeats[reading.range]) for reading in readings]
+            trainable = [
+                (reading.first + np.flatnonzero(~repeats[reading.range])).astype(np.uint32)
+                for reading in readings
+            ]
             _require_documents(readings, trainable, held_out, validation)
             chosen = _choose(checked, trainable, tokens, mix, seed)
             selection = np.concatenate(chosen)
-            total = int(tokens[selection].sum())
+            total = _sum(tokens[selection])
             _require_blocks(total, held_out.tokens, block_size, validation)
             order = selection[scatter(len(selection), seed)]
             blocks, digest = write_blocks(
@@ -127,15 +130,15 @@ def prepare(
                     documents=reading.documents,
                     empty_documents=reading.receipt.empty_documents,
                     text_bytes=reading.text_bytes,
-                    tokens=int(tokens[reading.range].sum()) + reading.validation_tokens,
+                    tokens=_sum(tokens[reading.range]) + reading.validation_tokens,
                     train_documents=len(able),
-                    train_tokens=int(tokens[able].sum()),
+                    train_tokens=_sum(tokens[able]),
                     validation_documents=reading.validation_documents,
                     validation_tokens=reading.validation_tokens,
                     repeats_of_held_out=int(repeats[reading.range].sum()),
                     used_documents=len(used),
-                    used_tokens=int(tokens[used].sum()),
-                    share=round(float(tokens[used].sum()) / total, 6),
+                    used_tokens=_sum(tokens[used]),
+                    share=round(_sum(tokens[used]) / total, 6),
                 )
                 for reading, able, used in zip(readings, trainable, chosen, strict=True)
             ],
@@ -199,7 +202,7 @@ def _check(
 
 
 def _require_documents(
-    readings: list[_Reading], trainable: list[NDArray[np.int64]], held_out: HeldOut, validation: float
+    readings: list[_Reading], trainable: list[NDArray[np.uint32]], held_out: HeldOut, validation: float
 ) -> None:
     for reading, able in zip(readings, trainable, strict=True):
         if not reading.documents:
@@ -286,16 +289,24 @@ class _Reader:
 
 
 def _choose(
-    sources: list[Source], trainable: list[NDArray[np.int64]], tokens: NDArray[np.int64], mix: Mix, seed: int
-) -> list[NDArray[np.int64]]:
+    sources: list[Source],
+    trainable: list[NDArray[np.uint32]],
+    tokens: NDArray[np.uint32],
+    mix: Mix,
+    seed: int,
+) -> list[NDArray[np.uint32]]:
     weights = [source.weight for source in sources if source.weight is not None]
     if not weights:
         return trainable
-    wanted = targets([int(tokens[able].sum()) for able in trainable], weights, mix)
+    wanted = targets([_sum(tokens[able]) for able in trainable], weights, mix)
     return [
         able[choose(tokens[able], target, seed * len(sources) + index + 1)]
         for index, (able, target) in enumerate(zip(trainable, wanted, strict=True))
     ]
+
+
+def _sum(counts: NDArray[np.integer]) -> int:
+    return int(counts.sum(dtype=np.int64))
 
 
 # -------------------------------------------------------------------------------------------- manifest

@@ -45,12 +45,13 @@ class Spool:
 
     def lengths(self) -> NDArray[np.uint32]:
         """Tokens of each document, without separators."""
-        return np.array(self._lengths, np.uint32)
+        return np.frombuffer(self._lengths, np.uint32) if self._lengths else np.empty(0, np.uint32)
 
     def repeated(self, hashes: Iterable[int]) -> NDArray[np.bool_]:
-        """For each document, whether its text has one of these hashes."""
+        """For each document, whether its text has one of these hashes. To be asked once: lets go of its own."""
         known = np.unique(np.fromiter(hashes, np.uint64))
         ours = np.array(self._hashes, np.uint64)
+        self._hashes = array("Q")
         if not len(known):
             return np.zeros(len(ours), bool)
         found = np.empty(len(ours), bool)
@@ -60,7 +61,7 @@ class Spool:
             found[start : start + _CHUNK] = known[place] == chunk
         return found
 
-    def read(self, order: NDArray[np.int64]) -> Iterator[NDArray[np.int32]]:
+    def read(self, order: NDArray[np.integer]) -> Iterator[NDArray[np.int32]]:
         """Documents in any order. Reads rather than maps, so that the file does not count as our memory."""
         self._file.flush()
         width = self._dtype.itemsize
