@@ -52,9 +52,9 @@ def test_collate_scores_all_but_the_first_token():
 
 def test_logits_of_the_whole_batch_never_exist():
     """The largest tensor alive is far smaller than positions × vocabulary."""
-    hidden, weight = torch.randn(4096, 32, requires_grad=True), torch.randn(8192, 32, requires_grad=True)
-    labels = torch.randint(0, 8192, (4096,))
+    hidden, weight = torch.randn(8192, 32, requires_grad=True), torch.randn(16_384, 32, requires_grad=True)
+    labels = torch.randint(0, 16_384, (8192,))
     with torch.profiler.profile(profile_memory=True) as profile:
         next_token_loss(hidden, weight, labels).backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
-    assert largest < 4096 * 8192 * 4 / 8
+    assert largest < 8192 * 16_384 * 4 / 8

@@ -47,3 +47,15 @@ class AtomicTrainer(Trainer):
             shutil.rmtree(staging, ignore_errors=True)
             rotate_checkpoints(os.fspath(run), save_total_limit=self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load through the model's class, which knows that some families are saved under other tensor names.
+
+        Trainer takes the names in the file as they stand: a GPT-NeoX head, saved as ``embed_out``, would stay at its
+        random start with no more than a warning.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # sharded checkpoints, in the wrapper's own format
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            self.model.load_state_dict(saved.state_dict())

@@ -15,6 +15,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from treering.backbone import head
 
+LOGITS_AT_ONCE = 2**23
+"""Logits per chunk (positions × vocabulary): 32 MiB in float32, whatever the vocabulary."""
+
 IGNORED = -100
 """The label of positions that do not count."""
 
@@ -38,7 +41,9 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor
         linear_bias=bias,
         reduction="sum",
         ignore_index=IGNORED,
-        options=nn.LinearCrossEntropyOptions(),
+        options=nn.LinearCrossEntropyOptions(
+            batch_chunk_size=max(1, LOGITS_AT_ONCE // len(weight)), chunking_method=None
+        ),
     )
 
 

@@ -55,6 +55,16 @@ class Interruption(TrainerCallback):
             signal.signal(number, handler)
 
 
+class EvaluateAtEnd(TrainerCallback):
+    """Measures the finished model, whether or not its last step falls on a regular evaluation."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == state.max_steps:
+            control.should_evaluate = True
+
+
 class Display(TrainerCallback):
     """Shows the run on the console: a live bar on a terminal, a line per validation elsewhere.
 
@@ -84,11 +94,17 @@ class Display(TrainerCallback):
         if state.is_world_process_zero:
             self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, status="")
             self.progress.start()
-        self.begun, self.first_step = time.perf_counter(), state.global_step
+        self.training_seconds, self.first_step = 0.0, state.global_step
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.step_begun = time.perf_counter()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.training_seconds += time.perf_counter() - self.step_begun
         if state.is_world_process_zero:
             self.progress.update(self.task, completed=state.global_step)
 
@@ -118,6 +134,7 @@ class Display(TrainerCallback):
                 f"bits/byte ({entry['eval_loss']:.3f} nats/token)  {self._speed(state):,.0f} tokens/s  "
                 f"{peak_memory():,.0f} MiB  {left:,.0f} s left",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def on_train_end(
@@ -129,7 +146,8 @@ class Display(TrainerCallback):
         return nats_per_token / math.log(2) / self.bytes_per_token
 
     def _speed(self, state: TrainerState) -> float:
-        return (state.global_step - self.first_step) * self.tokens_per_step / (time.perf_counter() - self.begun)
+        """Tokens per second since this process began, without the time of validation and checkpoints."""
+        return (state.global_step - self.first_step) * self.tokens_per_step / max(self.training_seconds, 1e-9)
 
     def _status(self, entry: dict[str, float]) -> str:
         return (

@@ -25,7 +25,7 @@ from treering.output import explain_full_disk, require_new, staged_directory
 from treering.tokenizer import encode
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.loss import collate, fused_loss
-from treering.training.progress import Display, Interruption
+from treering.training.progress import Display, EvaluateAtEnd, Interruption
 from treering.training.settings import Training
 
 
@@ -85,7 +85,7 @@ def train(
             train_dataset=corpus.train,
             eval_dataset=validation,
             data_collator=collate,
-            callbacks=[display, interruption],
+            callbacks=[display, interruption, EvaluateAtEnd()],
         )
         _keep_quiet(trainer)
         checkpoint = _claim(unfinished, settings, origin or {}, trainer)
