@@ -10,7 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from treering import cli
-from treering.corpus import Corpus
+from treering.corpus import Corpus, CorpusRecipe
+from treering.recipe import load_recipe
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -103,6 +104,15 @@ def test_a_recipe(run: Run, three_languages: list[Path], tokenizer_directory: Pa
     assert code == 2
     assert f"{recipe}:5: sources.1.documnet" in said
     assert run("data", "prepare", "--recipe", recipe, "x.txt")[0] == 2
+
+
+def test_the_recipe_in_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "corpus.md").read_text(encoding="utf-8")
+    recipe = tmp_path / "corpus.yaml"
+    recipe.write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    read = load_recipe(recipe, CorpusRecipe)
+    assert [source.name for source in read.sources] == ["kalevala", "fineweb-edu", "archive"]
+    assert sum(source.weight or 0 for source in read.sources) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -211,9 +211,10 @@ def _show(manifest: Manifest, json: bool) -> None:
 
 
 def _table(manifest: Manifest) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table()
+    table = Table(box=box.SIMPLE)
     table.add_column("source")
     for header in ("documents", "MB", "bytes per token", "held out", "train tokens", "passes", "share"):
         table.add_column(header, justify="right")

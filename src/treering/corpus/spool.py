@@ -48,7 +48,7 @@ class Spool:
         return np.frombuffer(self._lengths, np.uint32) if self._lengths else np.empty(0, np.uint32)
 
     def repeated(self, hashes: Iterable[int]) -> NDArray[np.bool_]:
-        """For each document, whether its text has one of these hashes. To be asked once: lets go of its own."""
+        """For each document, whether its text has one of these hashes; to be asked once."""
         known = np.unique(np.fromiter(hashes, np.uint64))
         ours = np.array(self._hashes, np.uint64)
         self._hashes = array("Q")
