@@ -1,4 +1,4 @@
-"""The one exception that people are meant to read."""
+"""The exceptions that people are meant to read."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class TreeringError(Exception):
 
     The command line prints it as one message and exits with code 2; from Python it is an ordinary exception.
     """
+
+
+class Interrupted(Exception):
+    """A run was stopped from outside; its checkpoint is on disk and the same call goes on from it."""

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from treering.backbone import blocks, embedding
 from treering.corpus import Corpus
-from treering.errors import TreeringError
-from treering.training import Interrupted, Training
+from treering.errors import Interrupted, TreeringError
+from treering.training import Training
 from treering.training import run as run_module
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.run import scale_residual_outputs

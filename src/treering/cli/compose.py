@@ -14,12 +14,11 @@ def compose(
     rule: Annotated[str, typer.Option(help="how the experts' logits are joined")] = "mean",
 ) -> None:
     """Join trained experts into one model; nothing is trained, and the experts stay as they are."""
-    from rich.console import Console
-
+    from treering.cli.console import progress
     from treering.composition import compose_directories
     from treering.errors import TreeringError
 
-    named: dict[str, str] = {}
+    console, named = progress(), dict[str, str]()
     for expert in experts:
         name, _, path = expert.rpartition("=")
         name = name or Path(path).name
@@ -28,9 +27,7 @@ def compose(
         named[name] = path
     composed = compose_directories(named, output, rule)
     total = sum(p.numel() for p in composed.parameters())
-    Console(stderr=True).print(
-        f"{output}: {', '.join(named)} joined by {rule}; {total:,} parameters, one substrate", highlight=False
-    )
+    console.print(f"{output}: {', '.join(named)} joined by {rule}; {total:,} parameters, one substrate")
 
 
 def generate(
@@ -44,13 +41,13 @@ def generate(
 ) -> None:
     """Let a model go on from a text."""
     from transformers import TextStreamer
-    from transformers import logging as transformers_logging
 
+    from treering.cli.console import progress
     from treering.composition import load_model
     from treering.evaluation import generate as generate_text
     from treering.tokenizer import load
 
-    transformers_logging.disable_progress_bar()
+    progress()
     tokenizer = load(model)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if beams == 1 else None
     print(text, end="", flush=True)

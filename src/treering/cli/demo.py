@@ -19,19 +19,18 @@ def demo(
     import time
 
     from rich import print_json
-    from rich.console import Console
-
+    from treering.cli.console import progress, results
     from treering.demo import demo as run
     from treering.demo import findings
     from treering.evaluation import as_table
 
-    begun, console = time.perf_counter(), Console(stderr=True)
+    begun, console = time.perf_counter(), progress()
     rows = run(output, quick, console)
     if json:
         print_json(data=rows)
     else:
-        out = Console()
+        out = results()
         out.print(as_table(rows))
         for sentence in findings(rows):
             out.print(sentence, highlight=False)
-    console.print(f"{time.perf_counter() - begun:,.0f} s; look at {output / 'report.html'}", highlight=False)
+    console.print(f"{time.perf_counter() - begun:,.0f} s; look at {output / 'report.html'}")

@@ -31,8 +31,7 @@ def bits(
     from pathlib import Path
 
     from rich import print_json
-    from rich.console import Console
-
+    from treering.cli.console import progress, results
     from treering.composition import load_model
     from treering.errors import TreeringError
     from treering.evaluation import as_table, bits_per_byte, uniform_bits_per_byte
@@ -41,7 +40,7 @@ def bits(
     texts = _texts(text or [], data or [], limit)
     if not texts:
         raise TreeringError("Nothing to measure on: give --data DIR (held-out documents) or --text NAME=FILE.")
-    console = Console(stderr=True)
+    console = progress()
     rows = []
     for entry in models:
         name, _, path = entry.rpartition("=")
@@ -53,7 +52,7 @@ def bits(
     if json:
         print_json(data=rows)
     else:
-        Console().print(as_table(rows))
+        results().print(as_table(rows))
 
 
 def _texts(files: list[str], corpora: list[str], limit: int | None) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from treering.cli import compose, data, demo, eval, model, substrate, tokenizer, train
-from treering.errors import TreeringError
+from treering.errors import Interrupted, TreeringError
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Grow and join language models on a frozen core."
@@ -32,6 +32,9 @@ def main() -> None:
         app()
     except TreeringError as error:
         _fail(str(error))
+    except Interrupted as stop:
+        Console(stderr=True, soft_wrap=True).print(str(stop), markup=False, highlight=False)
+        sys.exit(130)
     except SafetensorError as error:
         _fail(f"A safetensors file is damaged or cut short: {error}\nCopy or download it again.")
     except OSError as error:

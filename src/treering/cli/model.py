@@ -18,10 +18,10 @@ def info(
     from dataclasses import asdict
 
     from rich import print_json
-    from rich.console import Console
     from rich.table import Table
 
     from treering.backbone import PRESETS, count_parameters, preset
+    from treering.cli.console import results
 
     rows = []
     for key in [name] if name else PRESETS:
@@ -40,7 +40,7 @@ def info(
         counts = [f"{row[c]:,}" for c in ("total", "frozen", "active")]
         shape_columns = ("preset", "layers", "d_model", "heads", "vocab_size", "context", "substrate")
         table.add_row(*(str(row[c]) for c in shape_columns), *counts, row["paper"] or "")
-    console = Console()
+    console = results()
     console.print(table)
     for row in rows:
         if row["note"]:

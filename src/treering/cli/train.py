@@ -15,17 +15,15 @@ def train(
     output: Annotated[Optional[str], typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
 ) -> None:
     """Train one expert on a frozen substrate; run the same command again to go on after an interruption."""
-    from rich.console import Console
-
+    from treering.cli.console import progress
     from treering.recipe import load_recipe
     from treering.training import ExpertRecipe, train_expert
 
-    console = Console(stderr=True)
+    console = progress()
     chosen = load_recipe(recipe, ExpertRecipe, {"substrate": substrate, "data": data, "output": output})
-    console.print(f"training {chosen.output} on {chosen.data}", highlight=False)
+    console.print(f"training {chosen.output} on {chosen.data}")
     result = train_expert(chosen, console)
     console.print(
         f"{chosen.output}: {result.tokens:,} tokens in {result.seconds:,.0f} s, validation "
-        f"{result.validation_bits_per_byte:.3f} bits/byte",
-        highlight=False,
+        f"{result.validation_bits_per_byte:.3f} bits/byte"
     )

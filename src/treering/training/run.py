@@ -20,17 +20,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from treering import corpus as corpora
 from treering.backbone import blocks, embedding
-from treering.errors import TreeringError
+from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory
 from treering.tokenizer import encode
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.loss import collate, fused_loss
 from treering.training.progress import Display, EvaluateAtEnd, Interruption
 from treering.training.settings import Training
-
-
-class Interrupted(Exception):
-    """The run was stopped from outside; a checkpoint is on disk and the same call goes on from it."""
 
 
 @dataclass(frozen=True)
