@@ -214,10 +214,10 @@ def _table(manifest: Manifest) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("source")
-    for header in ("documents", "MB", "bytes per token", "held out", "train tokens", "passes", "share"):
-        table.add_column(header, justify="right")
+    for header in ("documents", "MB", "bytes/token", "held out", "train tokens", "passes", "share"):
+        table.add_column(header, justify="right", no_wrap=True)
     for source in manifest.sources:
         table.add_row(
             f"{source.name} {source.source.part}" if source.source.part else source.name,

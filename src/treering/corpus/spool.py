@@ -84,7 +84,7 @@ class HeldOut:
         self._writer = ArrowWriter(path=str(path), features=self._features)
         self._rows: list[dict[str, str]] = []
         self._pending = 0
-        self.hashes: list[int] = []
+        self.hashes = array("Q")
         self.documents = self.tokens = self.text_bytes = 0
 
     def __enter__(self) -> HeldOut:
