@@ -47,7 +47,7 @@ def test_rounds_what_sixty_digits_give(seed):
 
 
 def test_near_eigenvalues_are_resolved_beyond_float64():
-    # Two eigenvalues 2·10^-9 of the largest apart: LAPACK's vectors are good to some 7 digits; more are needed.
+    # Two eigenvalues 2·10^-9 of the largest apart: LAPACK's vectors have some 7 digits; more are needed.
     matrix = np.diag([2**40, 2**40 - 2000, 2**39, 5]).astype(np.int64)
     matrix[0, 1] = matrix[1, 0] = 321
     matrix[0, 2] = matrix[2, 0] = 77_777

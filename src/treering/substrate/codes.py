@@ -68,14 +68,19 @@ def random_rows(vocab: int, d_model: int, seed: int) -> np.ndarray:
     return rows
 
 
-def unit_rows(whole: np.ndarray) -> np.ndarray:
-    """Divide rows of whole numbers ``[row, column]`` (float64) by their lengths, as float32; zero rows stay.
+def row_lengths(whole: np.ndarray) -> np.ndarray:
+    """Lengths ``[row]`` of rows of whole numbers ``[row, column]``, both float64.
 
-    The squares must sum below 2^53, so that the sums are exact whatever their order; one square root and one
-    division follow, which IEEE 754 rounds the same way everywhere.
+    The squares must sum below 2^53, so that the sums are exact whatever their order; IEEE 754 rounds the one
+    square root the same way everywhere.
     """
     squares = np.einsum("rc,rc->r", whole, whole)
-    if squares.size and squares.max() >= 2.0**53:
+    if squares.max(initial=0) >= 2.0**53:
         raise ValueError("row lengths exceed what float64 sums exactly")
-    lengths = np.sqrt(np.where(squares > 0, squares, 1))
-    return (whole / lengths[:, None]).astype(np.float32)
+    return np.sqrt(squares)
+
+
+def unit_rows(whole: np.ndarray) -> np.ndarray:
+    """Divide rows of whole numbers ``[row, column]`` (float64) by their lengths, as float32; zeros stay."""
+    lengths = row_lengths(whole)
+    return (whole / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)

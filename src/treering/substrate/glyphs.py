@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from treering.substrate.font import COLUMN, HEIGHT, Font, unifont
 
-CHUNK = 1 << 22  # pixels drawn at a time: some 100 MiB of work space
+CHUNK = 1 << 22  # pixels drawn at a time: some 50 MiB of work space
 
 
 def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -49,11 +49,11 @@ def cell_size(d_model: int) -> int:
 
 
 def draw(texts: Sequence[str], cell: int, font: Font | None = None) -> np.ndarray:
-    """Draw each text: its glyphs side by side, resized to ``cell`` × ``cell``, thresholded at half. ``[text,
-    cell²]`` uint8 of 0 and 1.
+    """Draw each text into a square cell: ``[text, cell²]`` uint8 of 0 and 1, pixels in row order.
 
-    The resize is the bilinear filter that image libraries use, whose triangle widens when an image shrinks,
-    with its weights as integers; pixels are in row order. A text of no width is blank.
+    The glyphs stand side by side, are resized to ``cell`` × ``cell`` and thresholded at half. The resize is
+    the bilinear filter that image libraries use, whose triangle widens when an image shrinks, with its weights as
+    integers. A text of no width is blank.
     """
     font = font or unifont()
     by_width: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
@@ -65,19 +65,19 @@ def draw(texts: Sequence[str], cell: int, font: Font | None = None) -> np.ndarra
     down = _triangle(HEIGHT, cell)  # [16, cell]
     for width, drawn in sorted(by_width.items()):
         across = _triangle(width * COLUMN, cell)  # [pixels, cell]
-        half = np.multiply.outer(
-            down.sum(axis=0), across.sum(axis=0)
-        )  # twice the weighted sum reaches this where half is ink
-        step = max(1, CHUNK // (HEIGHT * max(width * COLUMN, cell * cell // HEIGHT)))
+        full = np.multiply.outer(down.sum(axis=0), across.sum(axis=0))  # the sum of weights where all is ink
+        kind = (
+            np.float32 if full.max() < 1 << 24 else np.float64
+        )  # whole numbers, exact in any order of summation
+        down_weights, across_weights, half = down.T.astype(kind), across.astype(kind), (full / 2).astype(kind)
+        step = max(1, CHUNK // (HEIGHT * width * COLUMN + cell * cell))
         for start in range(0, len(drawn), step):
             part = drawn[start : start + step]
             strips = font.columns[np.array([layout for _, layout in part])]  # [text, column, 16]
-            ink = np.unpackbits(strips.transpose(0, 2, 1), axis=2).astype(np.float64)  # [text, 16, pixels]
-            narrow = (
-                ink @ across
-            )  # [text, 16, cell]; whole numbers far below 2^53: exact in any order of summation
-            total = np.tensordot(narrow, down, axes=(1, 0)).transpose(0, 2, 1)  # [text, cell (y), cell (x)]
-            cells[[row for row, _ in part]] = (2 * total >= half).reshape(len(part), -1)
+            ink = np.unpackbits(strips.transpose(0, 2, 1), axis=2)  # [text, 16, pixels]
+            narrow = ink.reshape(-1, width * COLUMN).astype(kind) @ across_weights  # [text · 16, cell (x)]
+            total = down_weights @ narrow.reshape(len(part), HEIGHT, cell)  # [text, cell (y), cell (x)]
+            cells[[row for row, _ in part]] = (total >= half).reshape(len(part), -1)
     return cells
 
 

@@ -13,10 +13,10 @@ import hashlib
 import numpy as np
 
 from treering.errors import TreeringError
-from treering.substrate.codes import code_bits, lift, token_codes, unit_rows
+from treering.substrate.codes import row_lengths, token_codes
 from treering.substrate.eigen import Basis, eigenbasis
 
-CHUNK = 1 << 23  # numbers in flight at a time: some 100 MiB of work space
+CHUNK = 1 << 21  # numbers in flight at a time: some 30 MiB of work space, most of it in the cache
 UNIT = 1 << 12  # scale of the integer projections, so that rounding the mean costs little
 MARK = 8  # a mark has 1/8 of the length of the row that it tells apart
 
@@ -74,38 +74,33 @@ def pixel_basis(pixels: int, d_model: int) -> np.ndarray:
 
 
 def project(cells: np.ndarray, basis: np.ndarray, marked: np.ndarray) -> tuple[np.ndarray, int]:
-    """Rows of length one ``[token, d_model]`` float32 from cells ``[token, pixel]`` and Q ``[pixel,
-    d_model]``.
+    """Rows of length one ``[token, d_model]`` float32 from cells ``[token, pixel]`` and Q.
 
     Rows where ``marked`` ``[token]`` is true get the binary code of their token ID added, at about 1/8 of the
     row's length, before they are normalised. A row that the projection leaves without any length is its
     token's code alone; returns how many.
     """
     (tokens, pixels), d_model = cells.shape, basis.shape[1]
-    ink = cells.sum(axis=0, dtype=np.int64)
-    mean = (2 * (ink @ basis) + tokens) // (2 * tokens) if tokens else np.zeros(d_model, np.int64)
-    reach = np.abs(basis).sum(axis=0).max(initial=0)
-    used = np.flatnonzero(basis.any(axis=0))  # beyond the rank nothing but zeros
-    weights = basis[:, used].astype(
-        np.float32 if reach <= 1 << 24 else np.float64
-    )  # partial sums are whole numbers in reach
+    mean = (2 * (cells.sum(axis=0, dtype=np.int64) @ basis) + tokens) // (2 * tokens)
+    reach = int(np.abs(basis).sum(axis=0).max())  # no partial sum of a row's products goes beyond
+    used = int(basis.any(axis=0).nonzero()[0].max(initial=-1)) + 1  # the columns after these are zero
+    weights = basis[:, :used].astype(np.float32 if reach <= 1 << 24 else np.float64)
+    codes = token_codes(tokens)
     rows = np.empty((tokens, d_model), dtype=np.float32)
-    bits = token_codes(tokens)
-    step = max(1, CHUNK // max(pixels, d_model))
     empty = 0
+    step = max(1, CHUNK // max(pixels, d_model))
     for start in range(0, tokens, step):
         part = slice(start, start + step)
         whole = np.zeros((len(cells[part]), d_model))
-        whole[:, used] = cells[part].astype(weights.dtype) @ weights - mean[used]
-        lengths = np.sqrt(np.einsum("rc,rc->r", whole, whole))
-        lost = np.flatnonzero(lengths == 0)
-        chosen = np.flatnonzero(marked[part])
-        if len(chosen):
-            strength = np.maximum(1, np.rint(lengths[chosen] / (MARK * np.sqrt(np.float64(d_model)))))
-            whole[chosen] += strength[:, None] * lift(bits[chosen + start], d_model)
-        if len(lost):
-            whole[lost] = bits[lost + start][:, np.arange(d_model) % code_bits(tokens)]
-        rows[part] = unit_rows(whole)
+        np.subtract(cells[part].astype(weights.dtype) @ weights, mean[:used], out=whole[:, :used])
+        lengths = row_lengths(whole)
+        lost, chosen = np.flatnonzero(lengths == 0), np.flatnonzero(marked[part])
+        changed = np.union1d(lost, chosen)
+        strength = np.maximum(1, np.rint(lengths[changed] / (MARK * np.sqrt(np.float64(d_model)))))
+        repeated = codes[changed + start][:, np.arange(d_model) % codes.shape[1]]
+        whole[changed] += strength[:, None] * repeated
+        lengths[changed] = row_lengths(whole[changed])
+        rows[part] = whole / lengths[:, None]
         empty += len(lost)
     return rows, empty
 
