@@ -8,6 +8,7 @@ import lzma
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -149,6 +150,16 @@ def test_directories_and_globs(put: Callable, tmp_path: Path) -> None:
     assert texts(tmp_path / "**/*.gz") == ["first"]
     assert "No file matches" in fails(tmp_path / "d/*.text")
     assert "holds no file that ends in .txt" in fails(put("e/x.bin", b"1").parent)
+
+
+def test_urls_are_opened_through_fsspec() -> None:
+    with fsspec.open("memory://bucket/a.jsonl.gz", "wb") as file:
+        file.write(gzip.compress(LINES))
+    receipt = Receipt()
+    assert len(list(read_documents("memory://bucket/a.jsonl.gz", receipt=receipt))) == 3
+    assert receipt.files[0].name == "a.jsonl.gz"
+    assert "could not be opened" in fails("memory://bucket/none.txt")
+    assert "could not be opened" in fails("nosuch://bucket/a.txt")
 
 
 def test_missing_file_and_unknown_extension(put: Callable, tmp_path: Path) -> None:

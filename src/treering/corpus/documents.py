@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from treering.corpus.source import (
     COMPRESSIONS,
@@ -127,7 +128,7 @@ def _files(source: Source) -> list[tuple[str, str]]:
     if path.startswith(EMBEDDED_PREFIX):
         path = str(embedded(path.removeprefix(EMBEDDED_PREFIX)))
     if "://" in path:
-        return [(path, path)]
+        return [(path, Path(urlsplit(path).path).name)]  # a whole URL may hold a secret
     if Path(path).is_dir():
         inside = (p for p in Path(path).rglob("*") if p.is_file())
         found = sorted(p for p in inside if _is_data(p.relative_to(path), source))
