@@ -14,7 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from treering.errors import TreeringError
 from treering.tokenizer import characters_per_token, encode, identity, load, save, train
@@ -131,6 +139,18 @@ def test_saving_and_loading_keeps_the_identity(tokenizer: PreTrainedTokenizerFas
     loaded.save_pretrained(tmp_path / "b")
     assert identity(tokenizer) == identity(loaded) == identity(load(tmp_path / "b"))
     assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("config", [GPTNeoXConfig, LlamaConfig, Qwen2Config, Qwen3Config])
+def test_a_model_config_beside_it_changes_nothing(
+    config: type[PreTrainedConfig], compact_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    save(compact_tokenizer, tmp_path)
+    config().save_pretrained(tmp_path)
+    text = "Привет, 世界 e\u0301 😀  x\r\n"
+    ids = encode(load(tmp_path), [text])
+    assert ids == encode(compact_tokenizer, [text])
+    assert load(tmp_path).decode(ids[0]) == text
 
 
 def test_special_tokens_are_text_unless_asked_for(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -258,3 +278,13 @@ def test_long_runs_are_exact(tokenizer: PreTrainedTokenizerFast, text: str) -> N
 def test_a_run_of_spaces_past_the_regex_engines_limit(compact_tokenizer: PreTrainedTokenizerFast) -> None:
     pieces = compact_tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(" " * 11_000_000 + "x")
     assert sum(end - start for _, (start, end) in pieces) == 11_000_001
+
+
+def test_encoding_leaves_the_tokenizer_as_it_was(compact_tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = ["a </s>", "слово " * 50] * 150
+    cut = compact_tokenizer(texts, truncation=True, max_length=3, padding=True, split_special_tokens=False)
+    whole = encode(compact_tokenizer, texts)
+    assert compact_tokenizer.batch_decode(whole) == texts
+    again = compact_tokenizer(texts, truncation=True, max_length=3, padding=True, split_special_tokens=False)
+    assert again["input_ids"] == cut["input_ids"]
+    assert encode(compact_tokenizer, []) == []

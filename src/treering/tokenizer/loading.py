@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from treering.errors import TreeringError
 
@@ -26,6 +27,10 @@ def load(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         raise TreeringError(f"There is no directory {path}; give one that holds tokenizer.json.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(os.fspath(name_or_path))
+        if type(tokenizer) is not PreTrainedTokenizerFast and _is_plain(os.fspath(name_or_path)):
+            # Beside a config.json of some families (qwen2, phi3 …) AutoTokenizer rebuilds the family's own
+            # tokenizer out of this one's vocabulary, and text no longer comes back.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(os.fspath(name_or_path))
     except (
         Exception
     ) as error:  # transformers raises OSError, ValueError, KeyError … for one and the same cause
@@ -39,6 +44,12 @@ def load(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
             "convert it to a fast tokenizer first."
         )
     return tokenizer
+
+
+def _is_plain(name_or_path: str) -> bool:
+    """Whether a tokenizer says of itself that tokenizer.json is all there is to it."""
+    declared = get_tokenizer_config(name_or_path).get("tokenizer_class")
+    return declared in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def _may_be_on_the_hub(name: str) -> bool:
