@@ -34,9 +34,7 @@ def lift(codes: np.ndarray, d_model: int) -> np.ndarray:
     """
     bits = codes.shape[1]
     if d_model < bits:
-        raise TreeringError(
-            f"d_model {d_model} is too small for a {bits}-bit token code; use at least {bits}."
-        )
+        raise TreeringError(f"d_model {d_model} is too small for a {bits}-bit token code; use at least {bits}.")
     return np.ascontiguousarray(codes[:, np.arange(d_model) % bits])
 
 
@@ -61,9 +59,7 @@ def random_rows(vocab: int, d_model: int, seed: int) -> np.ndarray:
         count = min(step, vocab - start)
         words = raw.random_raw(count * d_model).reshape(count, d_model)
         quarters = (words >> np.uint64(shift) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48))
-        whole = (
-            sum(quarter.astype(np.float64) for quarter in quarters) - 131070.0
-        )  # four times the mean of 0 … 65535
+        whole = sum(quarter.astype(np.float64) for quarter in quarters) - 131070.0  # four times the mean of 0 … 65535
         rows[start : start + count] = unit_rows(whole)
     return rows
 

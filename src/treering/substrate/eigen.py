@@ -85,36 +85,49 @@ def _refine(matrix: list[np.ndarray], vectors: np.ndarray) -> tuple[np.ndarray, 
 
     Takes the matrix as slices and the vectors X; returns better vectors, the eigenvalues, and for each vector
     a bound on the error of its entries (infinite where a near neighbour leaves its direction open).
+
+    Their correction X ← X + X E has E_ij = (S_ij + λ_j R_ij) / (λ_j − λ_i), S = XᵀAX and R = I − XᵀX. Off the
+    diagonal the numerator is x_iᵀ(A x_j − λ_j x_j): once the residual A x_j − λ_j x_j, in which nearly all
+    digits cancel, is known, plain float64 does the rest.
     """
     parts = _slices(vectors, FRACTION)
-    residual = _lacking_orthogonality(parts)  # R = I − XᵀX
-    image = _image(matrix, parts)  # A X
-    form = _form(parts, *image)  # S = Xᵀ A X
-    values = form.diagonal() / (1 - residual.diagonal())
+    rounded = np.ldexp(vectors.astype(np.float64), -FRACTION)
+    image = _image(matrix, parts)
+    excess = _squares(parts)  # x_jᵀ x_j − 1
+    values = np.einsum("pj,pj->j", rounded, image.high) / (1 + excess)
+    residual = _residual(image, values, parts)
+    coupling = rounded.T @ residual
     gaps = values[None, :] - values[:, None]  # λ_j − λ_i
     near = np.abs(gaps) <= CLOSE * values.max()
-    null = values <= NEGLIGIBLE * values.max()
     safe = np.where(near, 1.0, gaps)
-    correction = np.where(near, residual / 2, (form + values * residual) / safe)
-
-    # What the first-order correction neglects: products of two corrections, and what couples through near
-    # neighbours.
-    size = np.maximum(np.abs(correction), np.abs(correction.T))
-    positive = np.maximum(values, 0)
-    square = size @ size
-    neglected = size @ (positive[:, None] * size) + (positive[:, None] + positive) * square
-    coupled = np.where(near, np.abs(form), 0)
-    np.fill_diagonal(coupled, 0)
-    if coupled.any():
-        neglected += 2 * coupled @ size
-    arithmetic = 2.0**-70 * np.maximum(positive[:, None], positive)
-    second = np.where(near, 3 * square, (3 * neglected + arithmetic) / np.abs(safe))
-    bound = 4 * np.sqrt((second**2).sum(axis=0)) + 2.0**-57
+    correction = np.where(near, 0.0, coupling / safe)
     lonely = near.sum(axis=0) == 1
-    bound[~lonely & ~null] = np.inf
+    if not lonely.all():  # near neighbours, null vectors among them, are only kept orthogonal
+        lacking = -(rounded.T @ rounded)
+        np.fill_diagonal(lacking, 0.0)
+        correction = np.where(near, lacking / 2, correction)
+    np.fill_diagonal(correction, -excess / 2)
 
-    step = np.ldexp(vectors.astype(np.float64), -FRACTION) @ correction
-    better = vectors + np.rint(np.ldexp(step, FRACTION)).astype(np.int64)
+    # What a first-order correction neglects, with Cauchy and Schwarz: products of two corrections, themselves
+    # or through A, and what couples through near neighbours.
+    positive = np.maximum(values, 0)
+    size = np.maximum(np.abs(correction), np.abs(correction.T))
+    plain = np.sqrt(np.einsum("ij,ij->j", size, size))
+    weighted = np.sqrt(np.einsum("i,ij,ij->j", positive, size, size))
+    larger = np.maximum(positive[:, None], positive)
+    coupled = np.where(near, np.abs(coupling), 0.0)
+    np.fill_diagonal(coupled, 0.0)
+    neglected = (
+        np.outer(weighted, weighted)
+        + 2 * larger * np.outer(plain, plain)
+        + 2 * np.outer(np.sqrt(np.einsum("ij,ij->i", coupled, coupled)), plain)
+    )
+    arithmetic = 2.0**-70 * larger
+    second = np.where(near, 3 * np.outer(plain, plain), (3 * neglected + arithmetic) / np.abs(safe))
+    bound = 4 * np.sqrt(np.einsum("ij,ij->j", second, second)) + 2.0**-57
+    bound[~lonely & (values > NEGLIGIBLE * values.max())] = np.inf
+
+    better = vectors + np.rint(np.ldexp(rounded @ correction, FRACTION)).astype(np.int64)
     order = np.argsort(-values, kind="stable")
     return better[:, order], values[order], bound[order]
 
@@ -156,49 +169,32 @@ class _Sum:
         self.high = total
 
 
-def _lacking_orthogonality(parts: list[np.ndarray]) -> np.ndarray:
-    """R = I − XᵀX, products of slices down to 2^-100."""
-    n = parts[0].shape[1]
-    total = _Sum((n, n))
-    total.add(np.eye(n))
-    for level in range(2, 6):
-        for i in range(len(parts)):
-            j = level - 2 - i
-            if not i <= j < len(parts):
-                continue
-            product = np.ldexp(parts[i].T @ parts[j], -SLICE * level)
-            total.add(-product)
-            if i != j:
-                total.add(-product.T)
-    return total.high + total.low
-
-
-def _image(matrix: list[np.ndarray], parts: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """A X, cut into four slices of 20 bits below each column's own power of two (the exponents)."""
+def _image(matrix: list[np.ndarray], parts: list[np.ndarray]) -> _Sum:
+    """A X: each product of slices is exact, and so is the sum of the two of one level."""
     total = _Sum(parts[0].shape)
-    for i, a in enumerate(matrix):
-        for j, x in enumerate(parts):
-            total.add(np.ldexp(a @ x, SLICE * (len(matrix) - 1 - i) - SLICE * (j + 1)))
-    high, low = total.high, total.low
-    exponents = np.frexp(np.abs(high).max(axis=0))[1]
-    high, low = np.ldexp(high, SLICE - exponents), np.ldexp(low, SLICE - exponents)
-    slices = []
-    for k in range(4):
-        if k == 2:
-            high = high + low  # the leading digits are gone: both parts fit one float64 now
-        part = np.rint(high)
-        slices.append(part)
-        high, low = np.ldexp(high - part, SLICE), np.ldexp(low, SLICE)
-    return slices, exponents
+    for level in range(len(matrix) + len(parts) - 1):
+        pairs = [(i, level - i) for i in range(len(matrix)) if 0 <= level - i < len(parts)]
+        whole = sum(matrix[i] @ parts[j] for i, j in pairs[:2])
+        for term in [whole, *(matrix[i] @ parts[j] for i, j in pairs[2:])]:
+            total.add(np.ldexp(term, SLICE * (len(matrix) - 2 - level)))
+    return total
 
 
-def _form(parts: list[np.ndarray], image: list[np.ndarray], exponents: np.ndarray) -> np.ndarray:
-    """S = Xᵀ (A X), to about 2^-78 of each column's scale."""
-    n = parts[0].shape[1]
-    total = _Sum((n, n))
-    for level in range(2, 6):
-        for i in range(len(parts)):
-            j = level - 2 - i
-            if 0 <= j < len(image):
-                total.add(np.ldexp(parts[i].T @ image[j], exponents - SLICE * level))
+def _squares(parts: list[np.ndarray]) -> np.ndarray:
+    """x_jᵀ x_j − 1 of each vector, down to 2^-100."""
+    total = _Sum(parts[0].shape[1:])
+    total.add(np.full(parts[0].shape[1], -1.0))
+    for i, first in enumerate(parts):
+        for j, second in enumerate(parts):
+            total.add(np.ldexp(np.einsum("pj,pj->j", first, second), -SLICE * (i + j + 2)))
     return total.high + total.low
+
+
+def _residual(image: _Sum, values: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
+    """A x_j − λ_j x_j; of each λ_j two halves, so that their products with slices are exact."""
+    halves = values.astype(np.float32).astype(np.float64)
+    for j, part in enumerate(parts):
+        scaled = np.ldexp(part, -SLICE * (j + 1))
+        for half in (halves, values - halves):
+            image.add(-half * scaled)
+    return image.high + image.low

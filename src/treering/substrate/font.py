@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -26,9 +27,10 @@ class Font:
     columns: np.ndarray
     glyphs: dict[str, tuple[int, ...]]
 
-    def has(self, text: str) -> bool:
-        """Whether the font draws every character of a text (a space has a glyph, which is blank)."""
-        return all(character in self.glyphs for character in text)
+    def lacking(self, texts: Sequence[str]) -> int:
+        """How many texts have a character that the font does not draw (a space has a glyph, a blank)."""
+        missing = set().union(*texts) - self.glyphs.keys()
+        return sum(not missing.isdisjoint(text) for text in texts)
 
     def layout(self, text: str) -> list[int]:
         """Column indices of the characters side by side; one the font lacks is a blank of full width."""
@@ -39,15 +41,15 @@ class Font:
 def unifont() -> Font:
     """The embedded GNU Unifont, read from its ``.hex`` file: ``code point:bits`` a line."""
     packed = resources.files("treering.substrate").joinpath(f"{NAME}.hex.xz").read_bytes()
-    entries = [line.split(":") for line in lzma.decompress(packed).decode("ascii").splitlines()]
+    lines = lzma.decompress(packed).decode("ascii").splitlines()
     columns = [np.zeros((1, HEIGHT), dtype=np.uint8)]
     glyphs: dict[str, tuple[int, ...]] = {}
     first = 1
     for wide in (1, 2):
-        same = [(int(code, 16), bits) for code, bits in entries if len(bits) == 2 * HEIGHT * wide]
-        rows = np.frombuffer(bytes.fromhex("".join(bits for _, bits in same)), dtype=np.uint8)
+        same = [line for line in lines if len(line) == 5 + 2 * HEIGHT * wide]
+        rows = np.frombuffer(bytes.fromhex("".join([line[5:] for line in same])), dtype=np.uint8)
         columns.append(rows.reshape(-1, HEIGHT, wide).transpose(0, 2, 1).reshape(-1, HEIGHT))
-        for code, _ in same:
-            glyphs[chr(code)] = tuple(range(first, first + wide))
+        for line in same:
+            glyphs[chr(int(line[:4], 16))] = (first,) if wide == 1 else (first, first + 1)
             first += wide
     return Font(np.concatenate(columns), glyphs)

@@ -51,9 +51,9 @@ def cell_size(d_model: int) -> int:
 def draw(texts: Sequence[str], cell: int, font: Font | None = None) -> np.ndarray:
     """Draw each text into a square cell: ``[text, cell²]`` uint8 of 0 and 1, pixels in row order.
 
-    The glyphs stand side by side, are resized to ``cell`` × ``cell`` and thresholded at half. The resize is
-    the bilinear filter that image libraries use, whose triangle widens when an image shrinks, with its weights as
-    integers. A text of no width is blank.
+    The glyphs stand side by side, are resized to ``cell`` by ``cell`` and thresholded at half. The resize is
+    the bilinear filter of image libraries, whose triangle widens when an image shrinks, in whole numbers.
+    A text of no width is blank.
     """
     font = font or unifont()
     by_width: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
@@ -66,9 +66,7 @@ def draw(texts: Sequence[str], cell: int, font: Font | None = None) -> np.ndarra
     for width, drawn in sorted(by_width.items()):
         across = _triangle(width * COLUMN, cell)  # [pixels, cell]
         full = np.multiply.outer(down.sum(axis=0), across.sum(axis=0))  # the sum of weights where all is ink
-        kind = (
-            np.float32 if full.max() < 1 << 24 else np.float64
-        )  # whole numbers, exact in any order of summation
+        kind = np.float32 if full.max() < 1 << 24 else np.float64  # whole numbers, exact in any order of summation
         down_weights, across_weights, half = down.T.astype(kind), across.astype(kind), (full / 2).astype(kind)
         step = max(1, CHUNK // (HEIGHT * width * COLUMN + cell * cell))
         for start in range(0, len(drawn), step):
@@ -102,9 +100,7 @@ def _triangle(size: int, cell: int) -> np.ndarray:
 
 def _spelling(backend: dict) -> Callable[[str], str]:
     """How this tokenizer's file spells text: a function from a token to its text."""
-    parts = [
-        part for key in ("normalizer", "pre_tokenizer", "decoder") for part in _components(backend.get(key))
-    ]
+    parts = [part for key in ("normalizer", "pre_tokenizer", "decoder") for part in _components(backend.get(key))]
     model = backend["model"]
     byte_level = any(part["type"] == "ByteLevel" for part in parts)
     spaces = {part["replacement"] for part in parts if part["type"] == "Metaspace"}

@@ -24,13 +24,13 @@ MARK = 8  # a mark has 1/8 of the length of the row that it tells apart
 def covariance(cells: np.ndarray) -> np.ndarray:
     """V·XᵀX − s sᵀ of cells ``[token, pixel]``: V² times the covariance, ``[pixel, pixel]`` int64, exact."""
     tokens, pixels = cells.shape
-    counts = np.zeros((pixels, pixels), dtype=np.int64)
-    step = max(1, CHUNK // max(1, pixels))  # far below the 2^24 rows up to which float32 counts exactly
+    counts = np.zeros((pixels, pixels), dtype=np.float32 if tokens < 1 << 24 else np.float64)  # exact up to 2^24
+    step = max(1, 4 * CHUNK // pixels)
     for start in range(0, tokens, step):
         part = cells[start : start + step].astype(np.float32)
-        counts += (part.T @ part).astype(np.int64)
+        counts += part.T @ part
     ink = cells.sum(axis=0, dtype=np.int64)
-    return tokens * counts - np.outer(ink, ink)
+    return tokens * counts.astype(np.int64) - np.outer(ink, ink)
 
 
 def pca_basis(cells: np.ndarray, d_model: int) -> tuple[np.ndarray, Basis]:
@@ -67,8 +67,7 @@ def pixel_basis(pixels: int, d_model: int) -> np.ndarray:
     """
     if pixels > d_model:
         raise TreeringError(
-            f"A cell of {pixels} pixels does not fit d_model {d_model}; choose a smaller cell, or another "
-            "projection."
+            f"A cell of {pixels} pixels does not fit d_model {d_model}; choose a smaller cell, or another projection."
         )
     return UNIT * np.eye(pixels, d_model, dtype=np.int64)
 

@@ -68,9 +68,7 @@ def draw_sheet(
 
     columns = min(12, len(chosen))
     bands = -(-len(chosen) // columns)
-    height = (
-        bands * (len(pictures) * 0.86 + 0.45) + 3.7
-    )  # inches; the rest of the page is laid out in inches too
+    height = bands * (len(pictures) * 0.86 + 0.45) + 3.7  # inches; the rest of the page is laid out in inches too
     figure = Figure(figsize=(12.5, height), facecolor="white")
     line = 1 - 0.35 / height
     figure.text(0.03, line, "What a frozen glyph substrate sees", fontsize=17, color=INK, va="center")
@@ -104,9 +102,7 @@ def sample_tokens(texts: Sequence[str], count: int = 24) -> list[int]:
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, text in enumerate(texts):
             letters = text.strip(" ")
-            if 0 < len(letters) <= 6 and all(
-                first <= letter <= last and letter.isalpha() for letter in letters
-            ):
+            if 0 < len(letters) <= 6 and all(first <= letter <= last and letter.isalpha() for letter in letters):
                 by_length[len(letters)].append(index)
         lengths = sorted(by_length)
         for turn in range(share if lengths else 0):

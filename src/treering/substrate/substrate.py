@@ -76,9 +76,7 @@ class Recipe:
             sorted({"tokenizer", "vocab", "d_model", "kind"} - set(values)),
         )
         if unknown or missing:
-            what = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [
-                f"missing {', '.join(missing)}"
-            ] * bool(missing)
+            what = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [f"missing {', '.join(missing)}"] * bool(missing)
             raise TreeringError(f"The recipe of this substrate cannot be read: {'; '.join(what)}.")
         return cls(**values)
 
@@ -114,9 +112,7 @@ class Substrate:
         """
         require_same(self, tokenizer)
         directory = Path(directory)
-        save_file(
-            {"matrix": self.matrix}, directory / MATRIX_FILE, metadata={"fingerprint": self.fingerprint}
-        )
+        save_file({"matrix": self.matrix}, directory / MATRIX_FILE, metadata={"fingerprint": self.fingerprint})
         document = {
             "fingerprint": self.fingerprint,
             "frozen": self.frozen,
@@ -186,9 +182,7 @@ def build(
     if kind == "code":
         recipe = Recipe(identity, vocab, d_model, kind, bits=code_bits(vocab))
         rows = code_rows(vocab, d_model)
-        used = (
-            vocab - 1
-        ).bit_length()  # bits that vary; the others are equal constants and add one dimension
+        used = (vocab - 1).bit_length()  # bits that vary; the others are equal constants and add one dimension
         report: dict[str, Any] = {"reproducible": True, "rank": used + (code_bits(vocab) > used)}
     elif kind in ("random", "trainable"):
         if not 0 <= seed < 2**64:
@@ -214,9 +208,7 @@ def load(directory: str | os.PathLike[str]) -> Substrate:
     directory = Path(directory)
     document = _read_document(directory)
     path = directory / MATRIX_FILE
-    again = (
-        f"Copy it again, or build it again with `treering substrate build {directory} --d-model N -o NEW`."
-    )
+    again = f"Copy it again, or build it again with `treering substrate build {directory} --d-model N -o NEW`."
     if not path.is_file():
         raise TreeringError(f"{path} is missing. {again}")
     try:
@@ -286,9 +278,7 @@ def _default_cell(d_model: int, projection: Projection) -> int:
         return cell_size(d_model)
     side = int(np.sqrt(d_model))
     if side < 8:
-        raise TreeringError(
-            f"d_model {d_model} has no room for 8 x 8 pixels; use at least 64, or projection pca."
-        )
+        raise TreeringError(f"d_model {d_model} has no room for 8 x 8 pixels; use at least 64, or projection pca.")
     return side
 
 
@@ -312,7 +302,7 @@ def _glyph_rows(texts: list[str], recipe: Recipe) -> tuple[np.ndarray, dict[str,
         "look_alike_groups": len(groups),
         "look_alike_tokens": sum(map(len, groups)),
         "blank_tokens": int((~cells.any(axis=1)).sum()),
-        "tokens_with_missing_characters": sum(not font.unifont().has(text) for text in texts),
+        "tokens_with_missing_characters": font.unifont().lacking(texts),
         "marked_tokens": int(marked.sum()),
         "reproducible": True,
     }
@@ -372,18 +362,13 @@ def _read_document(directory: Path) -> dict[str, Any]:
     path = directory / RECIPE_FILE
     if not path.is_file():
         raise TreeringError(
-            f"{directory} is not a substrate: it has no {RECIPE_FILE}. "
-            "Make one with `treering substrate build`."
+            f"{directory} is not a substrate: it has no {RECIPE_FILE}. Make one with `treering substrate build`."
         )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TreeringError(f"{path} is damaged: {error}. Copy it again from where it came from.") from error
-    if (
-        not isinstance(document, dict)
-        or not isinstance(document.get("recipe"), dict)
-        or "fingerprint" not in document
-    ):
+    if not isinstance(document, dict) or not isinstance(document.get("recipe"), dict) or "fingerprint" not in document:
         raise TreeringError(f"{path} lacks a recipe or a fingerprint. Copy it again from where it came from.")
     return document
 
