@@ -49,9 +49,7 @@ def substrate(tokenizer: PreTrainedTokenizerFast) -> substrates.Substrate:
 
 
 @pytest.fixture(scope="session")
-def expert(
-    tokenizer: PreTrainedTokenizerFast, substrate: substrates.Substrate
-) -> Callable[..., PreTrainedModel]:
+def expert(tokenizer: PreTrainedTokenizerFast, substrate: substrates.Substrate) -> Callable[..., PreTrainedModel]:
     """``expert(seed, layers, family)``: an untrained expert docked on the substrate."""
 
     def make(seed: int, layers: int = 2, family: str = "gpt_neox") -> PreTrainedModel:

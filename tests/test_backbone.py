@@ -59,7 +59,11 @@ def test_counts_agree_with_a_model_in_memory():
 def test_the_architecture_is_the_papers():
     config = gpt_neox(PRESETS["best_bvv"])
     assert config.rope_parameters["partial_rotary_factor"] == 1.0
-    assert (config.use_parallel_residual, config.hidden_act, config.tie_word_embeddings) == (False, "gelu", False)
+    assert (config.use_parallel_residual, config.hidden_act, config.tie_word_embeddings) == (
+        False,
+        "gelu",
+        False,
+    )
     assert (config.intermediate_size, config.max_position_embeddings) == (4096, 1024)
 
 
@@ -95,7 +99,7 @@ def test_parts_are_where_the_table_says(model_type):
 
 
 def test_a_family_that_scales_embeddings_is_refused():
-    with pytest.raises(TreeringError, match="'gemma'.*not supported"):
+    with pytest.raises(TreeringError, match=r"'gemma'.*not supported"):
         backbone.family(AutoConfig.for_model("gemma"))
 
 

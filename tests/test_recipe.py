@@ -39,9 +39,17 @@ def test_overrides_replace_top_level_fields(tmp_path):
 @pytest.mark.parametrize(
     ("line", "wrong", "expected"),
     [
-        ("  learning_rate: 1.0e-3", "  learnin_rate: 1.0e-3", ":8: training.learnin_rate: there is no such field; did"),
+        (
+            "  learning_rate: 1.0e-3",
+            "  learnin_rate: 1.0e-3",
+            ":8: training.learnin_rate: there is no such field; did",
+        ),
         ("  tokens: 1_000_000", "  tokens: many", ":7: training.tokens: input should be a valid integer"),
-        ("  tokens: 1_000_000", "  tokens: -5", ":7: training.tokens: input should be greater than 0 (got -5)"),
+        (
+            "  tokens: 1_000_000",
+            "  tokens: -5",
+            ":7: training.tokens: input should be greater than 0 (got -5)",
+        ),
         ("  tokens: 1_000_000", "  {tokens: 1, epochs: 1}: 3", ""),
         ("data: runs/data", "", ": data: this field is required"),
         ("  preset: tiny", "  preset: [tiny]", ":5: backbone.preset: input should be a valid string"),

@@ -43,9 +43,7 @@ class Preset:
 
 
 _STUDY = Preset(9, 1024, 32, 65_536, paper="247.6M")
-_HEAD_BIAS = (
-    "the paper's 105.0M has a bias on the output head (65,536 more: 104,965,120); a plain GPT-NeoX head has none"
-)
+_HEAD_BIAS = "the paper's 105.0M has a bias on the output head (65,536 more: 104,965,120), a plain GPT-NeoX none"
 _UNSTATED = "the paper does not state the depth; 12 layers fit its size"
 
 PRESETS: dict[str, Preset] = {
@@ -109,7 +107,7 @@ def gpt_neox(shape: Preset) -> GPTNeoXConfig:
         num_attention_heads=shape.heads,
         intermediate_size=4 * shape.d_model,
         max_position_embeddings=shape.context,
-        rotary_pct=1.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0},
         use_parallel_residual=False,
         hidden_act="gelu",
         tie_word_embeddings=False,

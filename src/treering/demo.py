@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedTokenizerFast
 
 from treering import __version__
 from treering import substrate as substrates
@@ -20,7 +21,15 @@ from treering import tokenizer as tokenizers
 from treering.composition import compose_directories, load_model
 from treering.corpus import Corpus, Source, prepare, read_documents, split_of
 from treering.errors import TreeringError
-from treering.evaluation import Row, bits_per_byte, generate, uniform_bits_per_byte
+from treering.evaluation import (
+    DocumentLosses,
+    Row,
+    document_losses,
+    generate,
+    paired_change,
+    rows,
+    uniform_bits_per_byte,
+)
 from treering.output import staged_directory
 from treering.report import as_png_url, as_svg, loss_curves, render, scores
 from treering.training import Backbone, ExpertRecipe, Training, train_expert
@@ -30,7 +39,11 @@ EXPERTS = {"ru": "1/2", "zh": "2/2"}
 """Each expert reads its own language and one half of the English pages; no English page is shared."""
 
 VALIDATION = 0.05
-PROMPTS = {"ru": "Чтобы открыть диалоговое окно", "zh": "要打开此对话框，请选择", "en": "To open this dialog, choose"}
+PROMPTS = {
+    "ru": "Чтобы открыть диалоговое окно",
+    "zh": "要打开此对话框，请选择",
+    "en": "To open this dialog, choose",
+}
 TEMPERATURE = 0.7
 """Of the sample texts: cool enough for a small model to stay on its feet."""
 
@@ -62,7 +75,15 @@ class _Texts:
                 yield document.text
 
 
-def demo(output: str | os.PathLike[str], quick: bool = False, console: Console | None = None) -> list[Row]:
+@dataclass(frozen=True)
+class DemoResult:
+    """Bits per byte of every model on every language, and what they say of the composition."""
+
+    rows: list[Row]
+    findings: list[str]
+
+
+def demo(output: str | os.PathLike[str], quick: bool = False, console: Console | None = None) -> DemoResult:
     """Run everything on the embedded corpora and leave experts, composition, report and results in ``output``.
 
     What is complete is never made again: an interrupted demo goes on where it stopped, and a finished one only shows
@@ -83,29 +104,29 @@ def demo(output: str | os.PathLike[str], quick: bool = False, console: Console |
         compose_directories({name: output / name for name in EXPERTS}, output / "composed")
     if not (output / "report.html").exists():
         _step(console, "results", "bits per byte on held-out pages, and a page to look at")
-        rows = _measure(output, tokenizer, size)
-        _write(output / "results.json", json.dumps(rows, indent=2))
-        _report(output, rows, tokenizer, substrate, size)
-    return json.loads((output / "results.json").read_text())
+        measured = _measure(output, tokenizer, size)
+        _write(output / "results.json", json.dumps(measured.rows, indent=2))
+        _write(output / "findings.txt", "\n".join(measured.findings))
+        _report(output, measured, tokenizer, substrate, size)
+    return DemoResult(
+        json.loads((output / "results.json").read_text()), (output / "findings.txt").read_text().splitlines()
+    )
 
 
-def findings(rows: Sequence[Row]) -> list[str]:
-    """What the composition wins and loses, in sentences, from the measured rows alone."""
-    own = {(r["model"], r["text"]): r for r in rows}
+def _findings(losses: Mapping[str, Mapping[str, DocumentLosses]]) -> list[str]:
+    """What the composition wins and loses, in sentences, from the measured losses (by model and text) alone."""
     sentences = []
-    for text in dict.fromkeys(r["text"] for r in rows):
-        composed = own["composed", text]
-        experts = sorted((own[expert, text] for expert in EXPERTS), key=lambda r: r["bits_per_byte"])
-        best, other = experts[0], experts[-1]
-        change = composed["bits_per_byte"] / best["bits_per_byte"] - 1
-        apart = composed["low"] > best["high"] or composed["high"] < best["low"]
-        verdict = (
-            "better than" if change < 0 and apart else "worse than" if apart else "not to be told apart from"
-        )
+    for text, composed in losses["composed"].items():
+        bits = {name: measured[text].score().bits_per_byte for name, measured in losses.items()}
+        best, other = sorted(EXPERTS, key=bits.__getitem__)
+        change = paired_change(composed, losses[best][text])
+        verdict = "not to be told apart from"
+        if change.significant:
+            verdict = "better than" if change.change < 0 else "worse than"
         sentences.append(
-            f"{text}: joined {composed['bits_per_byte']:.3f} bits per byte, {change:+.1%} against its better expert "
-            f"({best['model']}, {best['bits_per_byte']:.3f}) and {verdict} it; the other expert alone has "
-            f"{other['bits_per_byte']:.3f}."
+            f"{text}: joined {bits['composed']:.3f} bits per byte, {verdict} the better expert alone "
+            f"({best} {bits[best]:.3f}; change {change.change:+.1%}, 95% interval {change.low:+.1%} to "
+            f"{change.high:+.1%}); the other expert alone has {bits[other]:.3f}."
         )
     return sentences
 
@@ -124,19 +145,23 @@ def _claim(output: Path, size: Size) -> None:
         _write(mark, claim)
 
 
-def _tokenizer(path: Path, size: Size, console: Console) -> tokenizers.PreTrainedTokenizerFast:
+def _tokenizer(path: Path, size: Size, console: Console) -> PreTrainedTokenizerFast:
     if not path.exists():
         _step(console, "tokenizer", f"{size.vocab_size:,} Unicode tokens from the training pages of {_names()}")
         texts = {language: _Texts(language) for language in LANGUAGES}
         trained = tokenizers.train(texts, vocab_size=size.vocab_size)
         with staged_directory(path) as staging:
-            trained.save_pretrained(staging)
+            tokenizers.save(trained, staging)
     return tokenizers.load(path)
 
 
 def _substrate(path: Path, tokenizer: Path, size: Size, console: Console) -> substrates.Substrate:
     if not path.exists():
-        _step(console, "substrate", f"every token drawn with Unifont, {size.d_model} numbers each, never trained")
+        _step(
+            console,
+            "substrate",
+            f"every token drawn with Unifont, {size.d_model} numbers each, never trained",
+        )
         loaded = tokenizers.load(tokenizer)
         with staged_directory(path) as staging:
             substrates.build(loaded, size.d_model).save(staging, loaded)
@@ -174,30 +199,33 @@ def _held_out(output: Path, size: Size) -> dict[str, list[str]]:
     return {language: list(found.values())[: size.documents] for language, found in documents.items()}
 
 
-def _measure(output: Path, tokenizer: tokenizers.PreTrainedTokenizerFast, size: Size) -> list[Row]:
+def _measure(output: Path, tokenizer: PreTrainedTokenizerFast, size: Size) -> DemoResult:
     texts = _held_out(output, size)
-    rows = uniform_bits_per_byte(tokenizer, texts)
+    results = uniform_bits_per_byte(tokenizer, texts)
+    losses: dict[str, dict[str, DocumentLosses]] = {}
     for name in (*EXPERTS, "composed"):
-        rows += bits_per_byte(name, load_model(output / name), tokenizer, texts)
-    return rows
+        model = load_model(output / name)
+        losses[name] = {text: document_losses(model, tokenizer, found) for text, found in texts.items()}
+        results += rows(name, model, losses[name])
+    return DemoResult(results, _findings(losses))
 
 
 def _report(
     output: Path,
-    rows: list[Row],
-    tokenizer: tokenizers.PreTrainedTokenizerFast,
+    result: DemoResult,
+    tokenizer: PreTrainedTokenizerFast,
     substrate: substrates.Substrate,
     size: Size,
 ) -> None:
-    measured = [r for r in rows if r["model"] != "uniform"]
-    texts = [{"name": r["text"], "documents": r["documents"]} for r in rows if r["model"] == "uniform"]
+    measured = [r for r in result.rows if r["model"] != "uniform"]
+    texts = [{"name": r["text"], "documents": r["documents"]} for r in result.rows if r["model"] == "uniform"]
     best = {t["name"]: min(r["bits_per_byte"] for r in measured if r["text"] == t["name"]) for t in texts}
     table = [
         {
             "name": model,
-            "cells": [{**r, "best": r["bits_per_byte"] == best[r["text"]]} for r in rows if r["model"] == model],
+            "cells": [{**r, "best": r["bits_per_byte"] == best[r["text"]]} for r in result.rows if r["model"] == model],
         }
-        for model in dict.fromkeys(r["model"] for r in rows)
+        for model in dict.fromkeys(r["model"] for r in result.rows)
     ]
     runs = {name: json.loads((output / name / "training.json").read_text()) for name in EXPERTS}
     histories = {name: json.loads((output / name / "history.json").read_text()) for name in EXPERTS}
@@ -208,7 +236,7 @@ def _report(
         date=date.today().isoformat(),
         machine=f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
         f"PyTorch {torch.__version__}",
-        findings=findings(rows),
+        findings=result.findings,
         texts=texts,
         table=table,
         score_figure=as_svg(scores(measured)),
@@ -228,7 +256,7 @@ def _report(
     _write(output / "report.html", page)
 
 
-def _samples(output: Path, tokenizer: tokenizers.PreTrainedTokenizerFast) -> list[dict[str, Any]]:
+def _samples(output: Path, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, Any]]:
     samples = []
     for name in (*EXPERTS, "composed"):
         model = load_model(output / name)

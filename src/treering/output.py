@@ -24,7 +24,7 @@ def require_new(target: str | os.PathLike[str]) -> Path:
         return target
     if target.exists():
         raise TreeringError(
-            f"{target} already exists with other content. Choose another output, or remove it first; nothing was written."
+            f"{target} already exists with other content. Choose another output, or remove it; nothing was written."
         )
     return target
 

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -44,7 +47,9 @@ def test_greedy_generation_is_a_loop_over_full_forwards(experts, composed, promp
     for _ in range(20):
         token = brute_force_logits(experts, expected)[:, -1].argmax(-1, keepdim=True)
         expected = torch.cat([expected, token], dim=1)
-    assert composed.generate(prompt, max_new_tokens=20, min_new_tokens=20, do_sample=False, eos_token_id=-1).equal(expected)
+    assert composed.generate(prompt, max_new_tokens=20, min_new_tokens=20, do_sample=False, eos_token_id=-1).equal(
+        expected
+    )
 
 
 def test_sampling_is_a_loop_over_full_forwards(experts, composed, prompt):
@@ -86,6 +91,18 @@ def test_saved_and_loaded_it_gives_the_same_bits(composed, prompt, tmp_path):
     loaded.save_pretrained(again)
     for shard in tmp_path.glob("*.safetensors"):
         assert shard.read_bytes() == (again / shard.name).read_bytes()
+
+
+def test_transformers_loads_it_without_treering_imported(composed, tmp_path):
+    composed.save_pretrained(tmp_path / "composed")
+    script = (
+        "import sys; from transformers import AutoModelForCausalLM; assert 'treering' not in sys.modules\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'composed')!r}, trust_remote_code=True)\n"
+        "print(type(model).__name__, model.config.rule)"
+    )
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "cache")}
+    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "ComposedModel mean\n", ran.stderr
 
 
 def test_the_substrate_is_stored_once_and_each_expert_in_its_shard(experts, composed, substrate, tmp_path):
@@ -172,4 +189,4 @@ def test_models_that_were_never_docked_are_refused(experts):
 )
 def test_calls_that_make_no_sense_are_refused(experts, names, rule, message):
     with pytest.raises(TreeringError, match=message):
-        compose({name: experts["deep"] for name in names}, rule)
+        compose(dict.fromkeys(names, experts["deep"]), rule)

@@ -8,7 +8,7 @@ import torch
 
 from treering.errors import TreeringError
 from treering.evaluation import bits, document_losses, uniform_losses
-from treering.evaluation.bits import DocumentLosses, resampled_ratios
+from treering.evaluation.bits import DocumentLosses, paired_change, resampled_ratios
 
 
 def brute_force_nats(model, tokenizer, text, context):
@@ -90,6 +90,19 @@ def test_resamples_of_one_seed_are_paired():
     nats = np.random.default_rng(0).random(39)
     worse = resampled_ratios(nats + 0.1 * sizes, sizes, seed=3) - resampled_ratios(nats, sizes, seed=3)
     np.testing.assert_allclose(worse, 0.1)
+
+
+def test_a_small_difference_shows_when_paired_though_the_intervals_overlap():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(50, 500, 60)
+    nats = sizes * rng.normal(1.0, 0.3, 60)
+    reference, better = DocumentLosses(nats, sizes), DocumentLosses(nats * rng.normal(0.98, 0.01, 60), sizes)
+    change = paired_change(better, reference)
+    assert better.score().high > reference.score().low
+    assert change.significant
+    assert change.low < change.change < change.high < 0
+    assert change.change == pytest.approx(-0.02, abs=0.005)
+    assert not paired_change(reference, reference).significant
 
 
 @pytest.mark.parametrize("texts", [[], ["", ""]])

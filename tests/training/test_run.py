@@ -86,7 +86,10 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(run, model, settings, tmp_pa
     run(model, tmp_path / "parts", settings)
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     histories = [
-        [(e["step"], e.get("loss"), e.get("eval_loss")) for e in json.loads((tmp_path / d / "history.json").read_text())]
+        [
+            (e["step"], e.get("loss"), e.get("eval_loss"))
+            for e in json.loads((tmp_path / d / "history.json").read_text())
+        ]
         for d in ("parts", "whole")
     ]
     assert histories[0] == histories[1]

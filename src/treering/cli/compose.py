@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -37,7 +37,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="sample from the likeliest tokens of this mass")] = 0.95,
     beams: Annotated[int, typer.Option(min=1, help="beam search, with temperature 0")] = 1,
-    seed: Annotated[Optional[int], typer.Option(help="for the same text again")] = None,
+    seed: Annotated[int | None, typer.Option(help="for the same text again")] = None,
 ) -> None:
     """Let a model go on from a text."""
     from transformers import TextStreamer

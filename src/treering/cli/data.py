@@ -61,12 +61,8 @@ def prepare(
     recipe: Annotated[
         Path | None, typer.Option(help="YAML with sources, tokenizer, output …, instead of SOURCE")
     ] = None,
-    block_size: Annotated[
-        int | None, typer.Option(help="tokens in a training block (default 512)", min=2)
-    ] = None,
-    validation: Annotated[
-        float | None, typer.Option(help="share of the documents to hold out (default 0.05)")
-    ] = None,
+    block_size: Annotated[int | None, typer.Option(help="tokens in a training block (default 512)", min=2)] = None,
+    validation: Annotated[float | None, typer.Option(help="share of the documents to hold out (default 0.05)")] = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=SHARE", help="share of the training tokens; for all or none"),
@@ -82,15 +78,11 @@ def prepare(
     document: Annotated[
         DocumentRule | None, typer.Option(help="what a document is in plain text (default passage)")
     ] = None,
-    file_format: Annotated[
-        Format | None, typer.Option("--format", help="where the extension does not say it")
-    ] = None,
+    file_format: Annotated[Format | None, typer.Option("--format", help="where the extension does not say it")] = None,
     text_field: Annotated[str | None, typer.Option(help="field with the text (default text)")] = None,
     id_field: Annotated[str | None, typer.Option(help="field with the document's id (default id)")] = None,
     limit: Annotated[int | None, typer.Option(help="read so many documents of each source", min=1)] = None,
-    max_document_mb: Annotated[
-        float | None, typer.Option(help="longest document, in MiB (default 64)")
-    ] = None,
+    max_document_mb: Annotated[float | None, typer.Option(help="longest document, in MiB (default 64)")] = None,
     seed: Annotated[int | None, typer.Option(help="of the documents' order (default 0)", min=0)] = None,
     json: Annotated[bool, typer.Option("--json", help="print the manifest as JSON")] = False,
 ) -> None:

@@ -19,18 +19,18 @@ def demo(
     import time
 
     from rich import print_json
+
     from treering.cli.console import progress, results
     from treering.demo import demo as run
-    from treering.demo import findings
     from treering.evaluation import as_table
 
     begun, console = time.perf_counter(), progress()
-    rows = run(output, quick, console)
+    result = run(output, quick, console)
     if json:
-        print_json(data=rows)
+        print_json(data=result.rows)
     else:
         out = results()
-        out.print(as_table(rows))
-        for sentence in findings(rows):
-            out.print(sentence, highlight=False)
+        out.print(as_table(result.rows))
+        for sentence in result.findings:
+            out.print(sentence, highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - begun:,.0f} s; look at {output / 'report.html'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -18,12 +18,11 @@ def _group() -> None:
 def bits(
     models: Annotated[list[str], typer.Argument(help="experts and compositions: DIR, NAME=DIR, or a hub name")],
     text: Annotated[
-        Optional[list[str]], typer.Option(help="NAME=FILE: every document of a file; any format data prepare reads")
+        list[str] | None,
+        typer.Option(help="NAME=FILE: every document of a file; any format data prepare reads"),
     ] = None,
-    data: Annotated[
-        Optional[list[str]], typer.Option(help="a prepared corpus: its held-out documents, by source")
-    ] = None,
-    limit: Annotated[Optional[int], typer.Option(min=1, help="documents per text at most, the first ones")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="a prepared corpus: its held-out documents, by source")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="documents per text at most, the first ones")] = None,
     uniform: Annotated[bool, typer.Option(help="add the baseline that knows nothing")] = True,
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
 ) -> None:
@@ -31,17 +30,18 @@ def bits(
     from pathlib import Path
 
     from rich import print_json
+
     from treering.cli.console import progress, results
     from treering.composition import load_model
     from treering.errors import TreeringError
-    from treering.evaluation import as_table, bits_per_byte, uniform_bits_per_byte
+    from treering.evaluation import Row, as_table, bits_per_byte, uniform_bits_per_byte
     from treering.tokenizer import load
 
     texts = _texts(text or [], data or [], limit)
     if not texts:
         raise TreeringError("Nothing to measure on: give --data DIR (held-out documents) or --text NAME=FILE.")
     console = progress()
-    rows = []
+    rows: list[Row] = []
     for entry in models:
         name, _, path = entry.rpartition("=")
         tokenizer = load(path)

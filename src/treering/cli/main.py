@@ -13,7 +13,9 @@ from treering.cli import compose, data, demo, eval, model, substrate, tokenizer,
 from treering.errors import Interrupted, TreeringError
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="Grow and join language models on a frozen core."
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Grow and join language models on a frozen core.",
 )
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(substrate.app, name="substrate")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ app = typer.Typer(no_args_is_help=True, help="Backbones: presets and their param
 
 @app.command()
 def info(
-    name: Annotated[Optional[str], typer.Argument(metavar="[PRESET]", help="a preset; without one, all")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[PRESET]", help="a preset; without one, all")] = None,
     json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
 ) -> None:
     """Total, frozen and active parameters of a preset, beside what the paper prints."""
@@ -28,7 +28,13 @@ def info(
         shape = preset(key)
         count = count_parameters(shape)
         rows.append(
-            {"preset": key, "total": count.total, "frozen": count.frozen, "active": count.active, **asdict(shape)}
+            {
+                "preset": key,
+                "total": count.total,
+                "frozen": count.frozen,
+                "active": count.active,
+                **asdict(shape),
+            }
         )
     if json:
         print_json(data=rows)

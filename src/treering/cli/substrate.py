@@ -66,21 +66,15 @@ def build(
     d_model: Annotated[int, typer.Option(min=1, help="Width of the rows, the hidden size of the models.")],
     kind: Annotated[
         Kind,
-        typer.Option(
-            help="Pictures of the tokens, binary code of the ID, frozen random rows, or rows to be trained."
-        ),
+        typer.Option(help="Pictures of the tokens, binary code of the ID, frozen random rows, or rows to be trained."),
     ] = Kind.glyph,
     projection: Annotated[
         Projection,
-        typer.Option(
-            help="From pictures to rows: the paper's PCA, a fixed integer transform, or the pixels."
-        ),
+        typer.Option(help="From pictures to rows: the paper's PCA, a fixed integer transform, or the pixels."),
     ] = Projection.pca,
     collisions: Annotated[
         Collisions,
-        typer.Option(
-            help="Tokens that draw alike: mark all but the first, or keep them equal as the paper does."
-        ),
+        typer.Option(help="Tokens that draw alike: mark all but the first, or keep them equal as the paper does."),
     ] = Collisions.mark,
     cell: Annotated[
         int | None, typer.Option(min=1, help="Pixels on a side of a glyph cell; by default from d_model.")
@@ -181,9 +175,7 @@ def verify(
         )
     if not found.ok:
         raise TreeringError(
-            f"{directory} is not what its recipe and tokenizer give:\n- "
-            + "\n- ".join(found.differences)
-            + "\n"
+            f"{directory} is not what its recipe and tokenizer give:\n- " + "\n- ".join(found.differences) + "\n"
             "Build it again with `treering substrate build`, or get it anew from where it came from."
         )
     if not as_json:
@@ -201,18 +193,10 @@ def _show(made: Any, directory: Path) -> None:
     table.add_row("fingerprint", made.fingerprint)
     for name, value in made.recipe.to_dict().items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else value)
-    table.add_row(
-        "numbers", f"{made.matrix.numel():,}" + (" (frozen)" if made.frozen else " (to be trained)")
-    )
+    table.add_row("numbers", f"{made.matrix.numel():,}" + (" (frozen)" if made.frozen else " (to be trained)"))
     table.add_section()
     for name, value in made.report.items():
-        shown = (
-            ("yes" if value else "no")
-            if isinstance(value, bool)
-            else f"{value:,}"
-            if value is not None
-            else "-"
-        )
+        shown = ("yes" if value else "no") if isinstance(value, bool) else f"{value:,}" if value is not None else "-"
         table.add_row(LABELS.get(name, name), shown)
     console = Console()
     Console(width=max(console.width, 110), soft_wrap=False).print(table)

@@ -168,9 +168,7 @@ def _print_description(description: object, json_output: bool) -> None:
         by_length = ", ".join(f"{n:,} of {length}" for length, n in description.ngrams.items())
         table.add_row("bytes", f"{description.bytes:,}")
         table.add_row("characters", f"{description.characters:,}")
-        table.add_row(
-            "n-grams", f"{sum(description.ngrams.values()):,}" + (f": {by_length}" * bool(by_length))
-        )
+        table.add_row("n-grams", f"{sum(description.ngrams.values()):,}" + (f": {by_length}" * bool(by_length)))
         table.add_row("unused", f"{description.unused:,}")
     table.add_row("identity", description.identity)
     Console().print(table, highlight=False)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/expert.yaml is a commented one")],
-    substrate: Annotated[Optional[str], typer.Option(help="replaces the recipe's substrate")] = None,
-    data: Annotated[Optional[str], typer.Option(help="replaces the recipe's data")] = None,
-    output: Annotated[Optional[str], typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
+    substrate: Annotated[str | None, typer.Option(help="replaces the recipe's substrate")] = None,
+    data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
 ) -> None:
     """Train one expert on a frozen substrate; run the same command again to go on after an interruption."""
     from treering.cli.console import progress

@@ -14,6 +14,7 @@ from treering import tokenizer as tokenizers
 from treering.backbone import standing
 from treering.composition.model import ComposedModel, compose
 from treering.errors import TreeringError
+from treering.location import locate
 from treering.output import explain_full_disk, require_new, staged_directory
 
 
@@ -21,12 +22,15 @@ def load_model(directory: str | os.PathLike[str], dtype: Any = None) -> PreTrain
     """Load an expert or a composition for use, from a directory or the hub.
 
     Raises:
-        TreeringError: there is no model, or its files are damaged.
+        TreeringError: there is no model, or its files are damaged or cut short.
     """
+    place = locate(directory, "model")
     try:
-        return AutoModelForCausalLM.from_pretrained(os.fspath(directory), dtype=dtype or "auto").eval()
+        return AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto").eval()
     except Exception as error:  # transformers, safetensors and the hub each raise their own
-        raise TreeringError(f"No model could be loaded from {directory}: {error}") from error
+        raise TreeringError(
+            f"No model could be loaded from {directory}: {error}\nIf it is damaged, copy or make it again."
+        ) from error
 
 
 def compose_directories(
@@ -50,7 +54,7 @@ def compose_directories(
         )
     with explain_full_disk(Path(output).parent), staged_directory(output) as staging:
         composed.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
+        tokenizers.save(tokenizer, staging)
     return composed
 
 

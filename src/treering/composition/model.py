@@ -28,6 +28,15 @@ from treering import backbone
 from treering.composition.rules import rule
 from treering.errors import TreeringError
 
+_LOADER = '''"""Lets transformers load this composition with trust_remote_code=True; needs the package treering."""
+
+from treering.composition import ComposedModel, CompositionConfig  # noqa: F401
+'''
+_AUTO_MAP = {
+    "AutoConfig": "modeling_treering.CompositionConfig",
+    "AutoModelForCausalLM": "modeling_treering.ComposedModel",
+}
+
 
 class CompositionConfig(PreTrainedConfig):
     """What a composition is made of.
@@ -85,8 +94,10 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.substrate = nn.Embedding(config.vocab_size, config.hidden_size)
         self.experts = nn.ModuleDict()
+        self.depths: list[int] = []
         for record in config.experts:
             expert = AutoModelForCausalLM.from_config(expert_config(record))
+            self.depths.append(expert.config.num_hidden_layers)
             expert.set_input_embeddings(nn.Identity())
             self.experts[record["name"]] = expert
         self.rule = rule(config.rule)
@@ -140,18 +151,21 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             return [None] * len(self.experts)
         views: list[Cache | None] = []
         first = 0
-        for expert in self.experts.values():
-            view = DynamicCache()
-            view.layers = cache.layers[first : first + expert.config.num_hidden_layers]
+        for depth in self.depths:
+            view, after = DynamicCache(), first + depth
+            view.layers = cache.layers[first:after]
             views.append(view)
-            first += expert.config.num_hidden_layers
+            first = after
         return views
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], **kwargs: Any
+    ) -> None:
         """Write the configuration and one shard for the substrate and each expert, with Hugging Face's index."""
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.config.architectures = [type(self).__name__]
+        self.config.auto_map = _AUTO_MAP
         self.config.dtype = str(self.dtype).removeprefix("torch.")
         self.config.save_pretrained(directory)
         self.generation_config.save_pretrained(directory)
@@ -166,6 +180,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             "weight_map": {name: file for file, tensors in shards.items() for name in tensors},
         }
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        (directory / "modeling_treering.py").write_text(_LOADER)
 
 
 def _shard(name: str) -> str:

@@ -1,10 +1,18 @@
 """What a model can do, in numbers with intervals, and in text."""
 
-from treering.evaluation.bits import DocumentLosses, Score, document_losses, uniform_losses
+from treering.evaluation.bits import (
+    Change,
+    DocumentLosses,
+    Score,
+    document_losses,
+    paired_change,
+    uniform_losses,
+)
 from treering.evaluation.generation import generate
-from treering.evaluation.table import Row, as_table, bits_per_byte, uniform_bits_per_byte
+from treering.evaluation.table import Row, as_table, bits_per_byte, rows, uniform_bits_per_byte
 
 __all__ = [
+    "Change",
     "DocumentLosses",
     "Row",
     "Score",
@@ -12,6 +20,8 @@ __all__ = [
     "bits_per_byte",
     "document_losses",
     "generate",
+    "paired_change",
+    "rows",
     "uniform_bits_per_byte",
     "uniform_losses",
 ]

@@ -45,6 +45,31 @@ class DocumentLosses:
         return Score(float(point), float(low), float(high), len(self.nats))
 
 
+@dataclass(frozen=True)
+class Change:
+    """One model's bits per byte relative to another's on the same documents (−0.01: one percent fewer)."""
+
+    change: float
+    low: float
+    high: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the 95% interval excludes no change."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_change(model: DocumentLosses, reference: DocumentLosses, seed: int = 0) -> Change:
+    """Relative change from ``reference`` to ``model``, with the interval of a paired bootstrap over documents.
+
+    Both are resampled together, so what makes a document hard for both falls out; two intervals that overlap may still
+    belong to models that differ clearly.
+    """
+    ratios = [resampled_ratios(losses.nats, losses.bytes, seed) for losses in (model, reference)]
+    low, high = np.quantile(ratios[0] / ratios[1] - 1, [0.025, 0.975])
+    return Change(float(model.nats.sum() / reference.nats.sum() - 1), float(low), float(high))
+
+
 def resampled_ratios(numerator: np.ndarray, denominator: np.ndarray, seed: int, resamples: int = 2000) -> np.ndarray:
     """Ratio of sums [resample] over documents drawn with replacement (Efron 1979): long documents count as they are.
 
@@ -57,9 +82,7 @@ def resampled_ratios(numerator: np.ndarray, denominator: np.ndarray, seed: int, 
 
 
 @torch.no_grad()
-def document_losses(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
-) -> DocumentLosses:
+def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> DocumentLosses:
     """Negative log-likelihood of each text, every token given all before it back to ``</s>``, as in training.
 
     A document longer than the model's context is read in windows that overlap by half, so that every token but the

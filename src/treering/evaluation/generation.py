@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 from transformers.generation.streamers import BaseStreamer
@@ -33,7 +35,10 @@ def generate(
     """
     if beams > 1 and temperature > 0:
         raise TreeringError("Beam search does not sample: give --temperature 0 with --beams.")
-    prompt = [tokenizer.eos_token_id, *encode(tokenizer, [text])[0]]  # documents follow a separator, as in training
+    prompt = [
+        tokenizer.eos_token_id,
+        *encode(tokenizer, [text])[0],
+    ]  # documents follow a separator, as in training
     context = model.config.max_position_embeddings
     if len(prompt) + tokens > context:
         raise TreeringError(
@@ -44,7 +49,8 @@ def generate(
         set_seed(seed)
     sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
     input_ids = torch.tensor([prompt], device=model.device)
-    output = model.generate(
+    generation: Any = model
+    output = generation.generate(
         input_ids,
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=tokens,
@@ -54,4 +60,4 @@ def generate(
         streamer=streamer,
         **sampling,
     )
-    return tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
+    return str(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))

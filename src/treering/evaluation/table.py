@@ -8,7 +8,7 @@ from typing import TypedDict
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from treering.evaluation.bits import Score, document_losses, uniform_losses
+from treering.evaluation.bits import DocumentLosses, Score, document_losses, uniform_losses
 
 
 class Row(TypedDict):
@@ -40,11 +40,13 @@ def bits_per_byte(
     name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Sequence[str]]
 ) -> list[Row]:
     """A row of bits per byte for each text (a name and its documents)."""
+    return rows(name, model, {text: document_losses(model, tokenizer, found) for text, found in texts.items()})
+
+
+def rows(name: str, model: PreTrainedModel, losses: Mapping[str, DocumentLosses]) -> list[Row]:
+    """The rows of a model whose losses on each text are known."""
     rule = getattr(model.config, "rule", None)
-    return [
-        row(name, text, rule, document_losses(model, tokenizer, documents).score())
-        for text, documents in texts.items()
-    ]
+    return [row(name, text, rule, measured.score()) for text, measured in losses.items()]
 
 
 def uniform_bits_per_byte(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Sequence[str]]) -> list[Row]:
@@ -54,17 +56,17 @@ def uniform_bits_per_byte(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str
     ]
 
 
-def as_table(rows: Iterable[Row]) -> Table:
+def as_table(results: Iterable[Row]) -> Table:
     """Models down, texts across; each cell bits per byte and half the width of its interval, the best in bold."""
-    rows = list(rows)
-    texts = list(dict.fromkeys(r["text"] for r in rows))
-    documents = {r["text"]: r["documents"] for r in rows}
+    results = list(results)
+    texts = list(dict.fromkeys(r["text"] for r in results))
+    documents = {r["text"]: r["documents"] for r in results}
     table = Table("bits per byte", box=None)
     for text in texts:
         table.add_column(f"{text} ({documents[text]} documents)", justify="right")
-    best = {text: min(r["bits_per_byte"] for r in rows if r["text"] == text) for text in texts}
-    for model, rule in dict.fromkeys((r["model"], r["rule"]) for r in rows):
-        cells = {r["text"]: r for r in rows if (r["model"], r["rule"]) == (model, rule)}
+    best = {text: min(r["bits_per_byte"] for r in results if r["text"] == text) for text in texts}
+    for model, rule in dict.fromkeys((r["model"], r["rule"]) for r in results):
+        cells = {r["text"]: r for r in results if (r["model"], r["rule"]) == (model, rule)}
         table.add_row(
             f"{model} ({rule})" if rule else model,
             *(_cell(cells[text], best[text]) if text in cells else "" for text in texts),

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from treering.errors import TreeringError
+from treering.location import locate
 
 
 def load(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
@@ -20,23 +20,19 @@ def load(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     Raises:
         TreeringError: there is no tokenizer, it cannot be read, or it has no fast (Rust) form.
     """
-    path = Path(name_or_path)
-    if path.is_file():
-        raise TreeringError(f"{path} is a file; give the directory that holds tokenizer.json.")
-    if not path.exists() and not _may_be_on_the_hub(os.fspath(name_or_path)):
-        raise TreeringError(f"There is no directory {path}; give one that holds tokenizer.json.")
+    place = locate(name_or_path, "tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(os.fspath(name_or_path))
-        if type(tokenizer) is not PreTrainedTokenizerFast and _is_plain(os.fspath(name_or_path)):
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        if type(tokenizer) is not PreTrainedTokenizerFast and _is_plain(place):
             # Beside a config.json of some families (qwen2, phi3 …) AutoTokenizer rebuilds the family's own
             # tokenizer out of this one's vocabulary, and text no longer comes back.
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(os.fspath(name_or_path))
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(place)
     except (
         Exception
     ) as error:  # transformers raises OSError, ValueError, KeyError … for one and the same cause
         raise TreeringError(
             f"No tokenizer could be loaded from {name_or_path}: {error}\n"
-            "Give a directory that holds tokenizer.json, or a name on the Hugging Face hub."
+            "Give a directory that holds tokenizer.json, or hub:NAME."
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TreeringError(
@@ -50,12 +46,6 @@ def _is_plain(name_or_path: str) -> bool:
     """Whether a tokenizer says of itself that tokenizer.json is all there is to it."""
     declared = get_tokenizer_config(name_or_path).get("tokenizer_class")
     return declared in ("PreTrainedTokenizerFast", "TokenizersBackend")
-
-
-def _may_be_on_the_hub(name: str) -> bool:
-    """Whether ``name`` is ``owner/name`` or ``name``, and not a path in a directory of this machine."""
-    owner, slash, rest = name.partition("/")
-    return not name.startswith((".", "/", "~")) and "/" not in rest and not (slash and Path(owner).is_dir())
 
 
 def identity(tokenizer: PreTrainedTokenizerFast) -> str:

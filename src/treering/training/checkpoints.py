@@ -27,7 +27,7 @@ class AtomicTrainer(Trainer):
         return self._staging or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run = Path(self.args.output_dir)
+        run = Path(super()._get_output_dir(trial))
         staging = run / ".partial"
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
@@ -57,5 +57,5 @@ class AtomicTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # sharded checkpoints, in the wrapper's own format
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
-            self.model.load_state_dict(saved.state_dict())
+            own: Any = self.model
+            own.load_state_dict(type(own).from_pretrained(resume_from_checkpoint, dtype=own.dtype).state_dict())

@@ -70,7 +70,7 @@ def fused_loss(model: PreTrainedModel) -> Iterator[None]:
     Only the instance's ``forward`` is replaced, and given back at the end: the class, the weights and what is saved
     stay those of a plain Hugging Face model.
     """
-    model.forward = types.MethodType(_fused_forward, model)  # type: ignore[method-assign]
+    model.forward = types.MethodType(_fused_forward, model)
     try:
         yield
     finally:

@@ -38,9 +38,7 @@ class Interruption(TrainerCallback):
         self.requested = True
         print("\nstopping after this step …", file=sys.stderr)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if torch.distributed.is_initialized():  # all processes must leave at the same step
             flag = torch.tensor(int(self.requested), device=args.device)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
@@ -58,9 +56,7 @@ class Interruption(TrainerCallback):
 class EvaluateAtEnd(TrainerCallback):
     """Measures the finished model, whether or not its last step falls on a regular evaluation."""
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step == state.max_steps:
             control.should_evaluate = True
 
@@ -101,9 +97,7 @@ class Display(TrainerCallback):
     ) -> None:
         self.step_begun = time.perf_counter()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.training_seconds += time.perf_counter() - self.step_begun
         if state.is_world_process_zero:
             self.progress.update(self.task, completed=state.global_step)

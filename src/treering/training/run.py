@@ -15,14 +15,14 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from treering import corpus as corpora
-from treering.backbone import blocks, embedding
+from treering import tokenizer as tokenizers
+from treering.backbone import blocks
 from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory
-from treering.tokenizer import encode
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.loss import collate, fused_loss
 from treering.training.progress import Display, EvaluateAtEnd, Interruption
@@ -139,7 +139,7 @@ def _check(model: PreTrainedModel, corpus: corpora.Corpus, tokenizer: PreTrained
 def _validation_blocks(corpus: corpora.Corpus, tokenizer: PreTrainedTokenizerFast) -> tuple[Dataset, float]:
     """Held-out documents packed as the training blocks are, and the UTF-8 bytes that a token of them stands for."""
     texts = corpus.validation["text"]
-    ids = encode(tokenizer, list(texts))
+    ids = tokenizers.encode(tokenizer, list(texts))
     block_size = corpus.manifest.block_size
     packed = list(corpora.pack(ids, block_size, tokenizer.eos_token_id))
     if not packed:
@@ -236,11 +236,11 @@ def _export(
     record = {"origin": origin, "settings": settings.model_dump(mode="json"), "measured": measured}
     with staged_directory(output) as staging:
         model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
+        tokenizers.save(tokenizer, staging)
         (staging / "training.json").write_text(json.dumps(record, indent=2))
         (staging / "history.json").write_text(json.dumps(result.history))
 
 
 def _digest(parameter: torch.Tensor) -> str:
     flat = parameter.detach().cpu().contiguous().view(torch.uint8)
-    return hashlib.sha256(flat.numpy()).hexdigest()
+    return hashlib.sha256(flat.numpy().data).hexdigest()
