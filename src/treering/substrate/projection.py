@@ -9,28 +9,72 @@ step, division by the row's length, rounds.
 from __future__ import annotations
 
 import hashlib
+import math
+from typing import NamedTuple
 
 import numpy as np
 
 from treering.errors import TreeringError
-from treering.substrate.codes import row_lengths, token_codes
+from treering.substrate.codes import row_lengths, token_codes, unit_rows
 from treering.substrate.eigen import Basis, eigenbasis
+from treering.substrate.font import HEIGHT
 
 CHUNK = 1 << 21  # numbers in flight at a time: some 30 MiB of work space, most of it in the cache
 UNIT = 1 << 12  # scale of the integer projections, so that rounding the mean costs little
 MARK = 8  # a mark has 1/8 of the length of the row that it tells apart
 
 
+class Source(NamedTuple):
+    """Tokens whose cells are made of few bits: pixel p of a cell is bit ``parent[p]``.
+
+    tokens: ``[token]`` IDs. bits: ``[token, bit]`` uint8. parent: ``[pixel]`` indices of bits.
+    """
+
+    tokens: np.ndarray
+    bits: np.ndarray
+    parent: np.ndarray
+
+
+def sources(cells: np.ndarray) -> list[Source]:
+    """Part the tokens of cells ``[token, pixel]`` into those that need all their pixels and those that do not.
+
+    A full-width glyph in a cell of 16 k pixels is its bitmap with every pixel k × k times, so 256 bits say it
+    all. Most of a Unicode vocabulary is such: a quarter of the arithmetic at 32 × 32, a sixteenth at 64 × 64.
+    """
+    tokens, pixels = cells.shape
+    cell = math.isqrt(pixels)
+    times = cell // HEIGHT
+    enlarged = np.zeros(tokens, dtype=bool)
+    bits = np.zeros((tokens, 0), dtype=np.uint8)
+    if times > 1 and cell == times * HEIGHT and cell * cell == pixels:
+        bits = cells.reshape(tokens, HEIGHT, times, HEIGHT, times)[:, :, 0, :, 0]
+        step = max(1, CHUNK // pixels)
+        for start in range(0, tokens, step):
+            part = slice(start, start + step)
+            again = bits[part].repeat(times, axis=1).repeat(times, axis=2)
+            enlarged[part] = (again.reshape(-1, pixels) == cells[part]).all(axis=1)
+    few, all_ = np.flatnonzero(enlarged), np.flatnonzero(~enlarged)
+    found = [Source(all_, cells[all_], np.arange(pixels))]
+    if len(few):
+        row, column = np.divmod(np.arange(pixels), cell)
+        parent = row // times * HEIGHT + column // times
+        found.append(Source(few, bits[few].reshape(len(few), -1), parent))
+    return [source for source in found if len(source.tokens)]
+
+
 def covariance(cells: np.ndarray) -> np.ndarray:
     """V·XᵀX − s sᵀ of cells ``[token, pixel]``: V² times the covariance, ``[pixel, pixel]`` int64, exact."""
     tokens, pixels = cells.shape
-    counts = np.zeros((pixels, pixels), dtype=np.float32 if tokens < 1 << 24 else np.float64)  # exact up to 2^24
-    step = max(1, 4 * CHUNK // pixels)
-    for start in range(0, tokens, step):
-        part = cells[start : start + step].astype(np.float32)
-        counts += part.T @ part
-    ink = cells.sum(axis=0, dtype=np.int64)
-    return tokens * counts.astype(np.int64) - np.outer(ink, ink)
+    both = np.zeros((pixels, pixels), dtype=np.int64)  # how many tokens have ink in both pixels
+    for _, bits, parent in sources(cells):
+        counts = np.zeros((bits.shape[1], bits.shape[1]), dtype=np.int64)
+        step = max(1, 4 * CHUNK // pixels)  # far below 2^24 tokens, up to which float32 counts exactly
+        for start in range(0, len(bits), step):
+            part = bits[start : start + step].astype(np.float32)
+            counts += (part.T @ part).astype(np.int64)
+        both += counts[np.ix_(parent, parent)]
+    ink = both.diagonal()
+    return tokens * both - np.outer(ink, ink)
 
 
 def pca_basis(cells: np.ndarray, d_model: int) -> tuple[np.ndarray, Basis]:
@@ -79,28 +123,32 @@ def project(cells: np.ndarray, basis: np.ndarray, marked: np.ndarray) -> tuple[n
     row's length, before they are normalised. A row that the projection leaves without any length is its
     token's code alone; returns how many.
     """
-    (tokens, pixels), d_model = cells.shape, basis.shape[1]
+    tokens, d_model = len(cells), basis.shape[1]
     mean = (2 * (cells.sum(axis=0, dtype=np.int64) @ basis) + tokens) // (2 * tokens)
     reach = int(np.abs(basis).sum(axis=0).max())  # no partial sum of a row's products goes beyond
+    kind = np.float32 if reach <= 1 << 24 else np.float64
     used = int(basis.any(axis=0).nonzero()[0].max(initial=-1)) + 1  # the columns after these are zero
-    weights = basis[:, :used].astype(np.float32 if reach <= 1 << 24 else np.float64)
     codes = token_codes(tokens)
-    rows = np.empty((tokens, d_model), dtype=np.float32)
+    rows = np.zeros((tokens, d_model), dtype=np.float32)
     empty = 0
-    step = max(1, CHUNK // max(pixels, d_model))
-    for start in range(0, tokens, step):
-        part = slice(start, start + step)
-        whole = np.zeros((len(cells[part]), d_model))
-        np.subtract(cells[part].astype(weights.dtype) @ weights, mean[:used], out=whole[:, :used])
-        lengths = row_lengths(whole)
-        lost, chosen = np.flatnonzero(lengths == 0), np.flatnonzero(marked[part])
-        changed = np.union1d(lost, chosen)
-        strength = np.maximum(1, np.rint(lengths[changed] / (MARK * np.sqrt(np.float64(d_model)))))
-        repeated = codes[changed + start][:, np.arange(d_model) % codes.shape[1]]
-        whole[changed] += strength[:, None] * repeated
-        lengths[changed] = row_lengths(whole[changed])
-        rows[part] = whole / lengths[:, None]
-        empty += len(lost)
+    for members, bits, parent in sources(cells):
+        order = np.argsort(parent, kind="stable")
+        first = np.searchsorted(parent[order], np.arange(bits.shape[1]))
+        weights = np.add.reduceat(basis[order, :used], first, axis=0).astype(kind)  # [bit, used column]
+        step = max(1, CHUNK // max(bits.shape[1], d_model))
+        for start in range(0, len(bits), step):
+            part = members[start : start + step]
+            whole = (bits[start : start + step].astype(kind) @ weights).astype(np.float64)
+            whole -= mean[:used]
+            lengths = row_lengths(whole)
+            changed = np.flatnonzero((lengths == 0) | marked[part])
+            rows[part, :used] = whole / np.where(lengths > 0, lengths, 1)[:, None]
+            if len(changed):
+                strength = np.maximum(1, np.rint(lengths[changed] / (MARK * np.sqrt(np.float64(d_model)))))
+                mark = strength[:, None] * codes[part[changed]][:, np.arange(d_model) % codes.shape[1]]
+                mark[:, :used] += whole[changed]
+                rows[part[changed]] = unit_rows(mark)
+            empty += int((lengths == 0).sum())
     return rows, empty
 
 
