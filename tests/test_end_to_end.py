@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
+
+from treering.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -25,9 +30,26 @@ training: {{tokens: 8192, batch_tokens: 1024, micro_batch_tokens: 1024, evaluati
 """
 
 
-def treering(*arguments: object, **kwargs) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "treering", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **kwargs)
+@dataclass(frozen=True)
+class Ran:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def treering(*arguments: object) -> Ran:
+    """The command in this process: the same ``main`` with its error handling, without starting Python again."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["treering", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = argv
+    return Ran(code, out.getvalue(), err.getvalue())
 
 
 def done(*arguments: object) -> str:
