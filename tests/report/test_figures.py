@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from treering.report import as_png_url, as_svg, loss_curves, render, scores
+
+HISTORY = [
+    {"loss": 5.0, "bits_per_byte": 2.5, "tokens": 1000},
+    {"loss": 4.0, "bits_per_byte": 2.0, "tokens": 2000},
+    {"eval_loss": 4.5, "eval_bits_per_byte": 2.2, "tokens": 2000},
+]
+ROWS = [
+    {"model": m, "text": t, "bits_per_byte": 2.0, "low": 1.9, "high": 2.2}
+    for t in ("ru", "zh")
+    for m in ("a", "b", "c")
+]
+
+
+def test_loss_curves_show_training_and_validation_of_each_run():
+    axes = loss_curves({"ru": HISTORY, "zh": HISTORY}).axes[0]
+    assert [list(line.get_xdata()) for line in axes.lines] == [[0.001, 0.002], [0.002]] * 2
+    assert list(axes.lines[1].get_ydata()) == [2.2]
+
+
+def test_scores_draw_a_bar_for_each_row():
+    axes = scores(ROWS).axes[0]
+    assert len(axes.patches) == len(ROWS)
+    assert [patch.get_width() for patch in axes.patches] == [2.0] * 6
+
+
+def test_embedded_figures_need_no_file():
+    figure = loss_curves({"ru": HISTORY})
+    assert as_svg(figure, "loss").startswith("<svg")
+    assert as_png_url(figure).startswith("data:image/png;base64,iVBOR")
+
+
+def test_svg_is_the_same_for_the_same_figure():
+    assert as_svg(scores(ROWS), "a") == as_svg(scores(ROWS), "a")
+    assert "bits per byte" in as_svg(scores(ROWS), "a")
+
+
+def test_a_page_that_misses_a_value_is_an_error():
+    with pytest.raises(Exception, match="is undefined"):
+        render("demo")
