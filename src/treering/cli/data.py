@@ -90,9 +90,8 @@ def prepare(
 
     For example: treering data prepare fi=kalevala.txt 'et=texts/*.txt' hu.jsonl.gz -t tokenizer -o corpus
     """
-    from rich.console import Console
-
     from treering import corpus
+    from treering.cli.console import progress
     from treering.recipe import check_recipe, load_recipe
 
     whole = {
@@ -128,7 +127,7 @@ def prepare(
     from treering.tokenizer import load
 
     require_new(chosen.output)
-    console = Console(stderr=True)
+    console = progress()
     made = corpus.prepare(
         chosen.sources,
         load(chosen.tokenizer),
@@ -184,12 +183,12 @@ def _sources(
 
 
 def _show(manifest: Manifest, json: bool) -> None:
-    from rich.console import Console
+    from treering.cli.console import results
 
     if json:
         print(manifest.model_dump_json(indent=2))
         return
-    console = Console()
+    console = results()
     console.print(_table(manifest))
     train, held_out = manifest.train, manifest.validation
     console.print(

@@ -133,11 +133,12 @@ def encode(
         result = {"ids": ids, "tokens": tokens, "decoded": back, "exact": back == text}
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    from treering.cli.console import results
+
+    console = results()
     table = Table("ID", "token", box=None)
     table.columns[0].justify = "right"
     for i, token in zip(ids, tokens, strict=True):
@@ -155,8 +156,9 @@ def _print_description(description: object, json_output: bool) -> None:
     if json_output:
         typer.echo(json.dumps(asdict(description)))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from treering.cli.console import results
 
     table = Table(show_header=False, box=None)
     table.add_column()
@@ -171,4 +173,4 @@ def _print_description(description: object, json_output: bool) -> None:
         table.add_row("n-grams", f"{sum(description.ngrams.values()):,}" + (f": {by_length}" * bool(by_length)))
         table.add_row("unused", f"{description.unused:,}")
     table.add_row("identity", description.identity)
-    Console().print(table, highlight=False)
+    results().print(table, highlight=False)
