@@ -230,6 +230,8 @@ def _report(
     runs = {name: json.loads((output / name / "training.json").read_text()) for name in EXPERTS}
     histories = {name: json.loads((output / name / "history.json").read_text()) for name in EXPERTS}
     measured_runs = {name: run["measured"] for name, run in runs.items()}
+    score_figure = scores(measured)
+    score_figure.savefig(output / "scores.png", dpi=144)
     page = render(
         "demo",
         version=__version__,
@@ -239,7 +241,7 @@ def _report(
         findings=result.findings,
         texts=texts,
         table=table,
-        score_figure=as_svg(scores(measured), "scores"),
+        score_figure=as_svg(score_figure, "scores"),
         loss_figure=as_svg(loss_curves(histories), "loss"),
         loss_caption="Validation text: each expert's own held-out pages, its language and English together.",
         fingerprint=substrate.fingerprint,
