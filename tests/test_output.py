@@ -58,12 +58,21 @@ def test_directory_has_ordinary_permissions(tmp_path):
     [
         OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file data/0"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 796096 vs 795988"),
         Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
 def test_full_disk_is_explained(tmp_path, error):
     with pytest.raises(TreeringError, match="No space left on the disk"), explain_full_disk(tmp_path):
         raise error
+
+
+def test_full_disk_is_found_behind_another_error(tmp_path):
+    with pytest.raises(TreeringError, match="No space left on the disk"), explain_full_disk(tmp_path):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise ValueError("could not close the file")
 
 
 def test_other_errors_pass_through(tmp_path):

@@ -80,13 +80,25 @@ def explain_full_disk(directory: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        # PyTorch's zip writer reports only that a write came out short.
-        full |= isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
-        if not full:
+        if not any(_says_disk_full(cause) for cause in _causes(error)):
             raise
         free = shutil.disk_usage(directory).free / 2**20
         raise TreeringError(
             f"No space left on the disk of {directory} ({free:.0f} MiB free). What was complete before is still there; "
             "make room and run the same command again."
         ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those during whose handling it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _says_disk_full(error: BaseException) -> bool:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        return True
+    # PyTorch's zip writer says only that a write came out short.
+    short = ("PytorchStreamWriter", "unexpected pos", "iostream error")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in short)

@@ -44,6 +44,9 @@ class AtomicTrainer(Trainer):
         self._staging = os.fspath(staging)
         try:
             super()._save_checkpoint(model, trial)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()

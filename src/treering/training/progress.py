@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -14,6 +16,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+
+from treering.errors import TreeringError
 
 
 class Interruption(TrainerCallback):
@@ -148,6 +153,24 @@ class Display(TrainerCallback):
             f"loss {entry['loss']:.3f}  {entry['bits_per_byte']:.3f} bits/byte  "
             f"{entry['tokens_per_second']:,.0f} tokens/s  {peak_memory():,.0f} MiB"
         )
+
+
+def tensorboard(directory: Path) -> TrainerCallback:
+    """Writes the same figures for TensorBoard into ``directory``.
+
+    Raises:
+        TreeringError: the optional package is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise TreeringError(
+            "training.tensorboard needs the package tensorboard: pip install 'treering[tensorboard]', "
+            "or leave the switch out of the recipe."
+        ) from None
+    # Only the first of several processes writes.
+    first = os.environ.get("RANK", "0") == "0"
+    return TensorBoardCallback(SummaryWriter(os.fspath(directory))) if first else TrainerCallback()
 
 
 def peak_memory() -> float:

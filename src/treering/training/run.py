@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from treering import corpus as corpora
@@ -25,7 +25,7 @@ from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.loss import collate, fused_loss
-from treering.training.progress import Display, EvaluateAtEnd, Interruption
+from treering.training.progress import Display, EvaluateAtEnd, Interruption, tensorboard
 from treering.training.settings import Training
 
 
@@ -73,6 +73,9 @@ def train(
     tokens_per_step = _tokens_per_step(arguments, corpus)
     interruption = Interruption()
     display = Display(tokens_per_step, bytes_per_token, console)
+    callbacks: list[TrainerCallback] = [display, interruption, EvaluateAtEnd()]
+    if settings.tensorboard:
+        callbacks.append(tensorboard(output.with_name(output.name + ".tensorboard")))
     frozen = {name: _digest(p) for name, p in model.named_parameters() if not p.requires_grad}
     with fused_loss(model), explain_full_disk(output.parent):
         trainer = AtomicTrainer(
@@ -81,7 +84,7 @@ def train(
             train_dataset=corpus.train,
             eval_dataset=validation,
             data_collator=collate,
-            callbacks=[display, interruption, EvaluateAtEnd()],
+            callbacks=callbacks,
         )
         _keep_quiet(trainer)
         checkpoint = _claim(unfinished, settings, origin or {}, trainer)
@@ -186,7 +189,7 @@ def _arguments(settings: Training, corpus: corpora.Corpus, unfinished: Path) -> 
         save_steps=settings.checkpoint_steps,
         save_total_limit=2,
         logging_steps=max(1, steps // 200),
-        report_to=["tensorboard"] if settings.tensorboard else [],
+        report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_drop_last=True,
