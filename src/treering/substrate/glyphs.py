@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from treering.substrate.font import COLUMN, HEIGHT, Font, unifont
 
-CHUNK = 1 << 22  # pixels drawn at a time: some 50 MiB of work space
+CHUNK = 1 << 20  # pixels drawn at a time: most of the work space stays in the cache
 
 
 def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:

@@ -19,7 +19,7 @@ from treering.substrate.codes import row_lengths, token_codes, unit_rows
 from treering.substrate.eigen import Basis, eigenbasis
 from treering.substrate.font import HEIGHT
 
-CHUNK = 1 << 21  # numbers in flight at a time: some 30 MiB of work space, most of it in the cache
+CHUNK = 1 << 19  # numbers in flight at a time: most of the work space stays in the cache
 UNIT = 1 << 12  # scale of the integer projections, so that rounding the mean costs little
 MARK = 8  # a mark has 1/8 of the length of the row that it tells apart
 
@@ -68,7 +68,7 @@ def covariance(cells: np.ndarray) -> np.ndarray:
     both = np.zeros((pixels, pixels), dtype=np.int64)  # how many tokens have ink in both pixels
     for _, bits, parent in sources(cells):
         counts = np.zeros((bits.shape[1], bits.shape[1]), dtype=np.int64)
-        step = max(1, 4 * CHUNK // pixels)  # far below 2^24 tokens, up to which float32 counts exactly
+        step = max(1, 16 * CHUNK // pixels)  # far below 2^24 tokens, up to which float32 counts exactly
         for start in range(0, len(bits), step):
             part = bits[start : start + step].astype(np.float32)
             counts += (part.T @ part).astype(np.int64)
