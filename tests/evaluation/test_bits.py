@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_losses_are_those_of_a_loop_over_tokens(expert, tokenizer, monkeypatch):
 
 
 def test_every_token_of_a_long_document_is_scored_once_with_half_a_context(tokenizer):
-    windows = list(bits._windows([list(range(1000))], separator=0, context=64))
+    windows = list(bits._windows([list(range(1000))], 0, context=64))
     scored = [token for w in windows for token in w.tokens[w.scored_from :]]
     assert scored == list(range(1000))
     assert all(w.scored_from >= 32 for w in windows[1:])
@@ -109,3 +110,10 @@ def test_a_small_difference_shows_when_paired_though_the_intervals_overlap():
 def test_no_text_is_an_error(expert, tokenizer, texts):
     with pytest.raises(TreeringError, match="no text"):
         document_losses(expert(4), tokenizer, texts)
+
+
+def test_a_tokenizer_without_a_separator_is_said_so(expert, tokenizer):
+    bare = copy.deepcopy(tokenizer)
+    bare.eos_token = None
+    with pytest.raises(TreeringError, match="no end-of-text token"):
+        document_losses(expert(4), bare, ["x"])

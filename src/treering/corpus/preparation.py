@@ -91,11 +91,11 @@ def prepare(
             token, one side has no document or not one block, names or weights do not fit, the output exists,
             or the disk is full.
     """
-    from treering.tokenizer import identity
+    from treering.tokenizer import identity, separator
 
     checked = [as_source(source) for source in sources]
     _check(checked, tokenizer, block_size, validation)
-    separator, output = tokenizer.eos_token_id, Path(output)
+    start, output = separator(tokenizer), Path(output)
     disk = next(parent for parent in output.absolute().parents if parent.exists())
     with explain_full_disk(disk), staged_directory(output) as staging:
         with (
@@ -118,7 +118,7 @@ def prepare(
             _require_blocks(total, held_out.tokens, block_size, validation)
             order = selection[scatter(len(selection), seed)]
             blocks, digest = write_blocks(
-                staging / TRAIN, pack(spool.read(order), block_size, separator), block_size
+                staging / TRAIN, pack(spool.read(order), block_size, start), block_size
             )
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -146,7 +146,7 @@ def prepare(
                 identity=identity(tokenizer),
                 vocab_size=len(tokenizer),
                 separator=str(tokenizer.eos_token),
-                separator_id=separator,
+                separator_id=start,
             ),
             block_size=block_size,
             validation_share=validation,
@@ -177,11 +177,6 @@ def _check(
 ) -> None:
     if not sources:
         raise TreeringError("There is nothing to prepare: name at least one source.")
-    if tokenizer.eos_token_id is None:
-        raise TreeringError(
-            "The tokenizer has no end-of-text token (eos_token), which must stand between documents. Give it "
-            'one: tokenizer.add_special_tokens({"eos_token": "</s>"}); tokenizer.save_pretrained(DIR)'
-        )
     if block_size < 2:
         raise TreeringError(f"block_size is {block_size}; a block needs at least 2 tokens.")
     if not 0 <= validation < 1:

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.errors import TreeringError
-from treering.tokenizer import encode
+from treering.tokenizer import encode, separator
 
 LOGITS_AT_ONCE = 2**25
 """Logits per forward pass (tokens × vocabulary): 128 MiB in float32."""
@@ -96,7 +96,7 @@ def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
         raise TreeringError("There is no text to measure on.")
     ids = encode(tokenizer, texts)
     context = model.config.max_position_embeddings
-    windows = sorted(_windows(ids, tokenizer.eos_token_id, context), key=lambda w: len(w.tokens))
+    windows = sorted(_windows(ids, separator(tokenizer), context), key=lambda w: len(w.tokens))
     at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     nats = np.zeros(len(texts))
     was_training = model.training
@@ -128,9 +128,9 @@ class _Window:
     scored_from: int  # tokens before this index are context only
 
 
-def _windows(documents: Sequence[list[int]], separator: int, context: int) -> Iterator[_Window]:
+def _windows(documents: Sequence[list[int]], start_token: int, context: int) -> Iterator[_Window]:
     for index, ids in enumerate(documents):
-        tokens = [separator, *ids]
+        tokens = [start_token, *ids]
         scored = 1
         while scored < len(tokens):
             start = 0 if scored == 1 else scored - context // 2

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from treering.errors import TreeringError
-from treering.tokenizer import encode
+from treering.tokenizer import encode, separator
 
 
 @torch.no_grad()

@@ -100,3 +100,17 @@ def require_unicode(text: str, name: str) -> None:
             "is not a Unicode character. Repair the text first, for instance with "
             "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
         ) from None
+
+
+def separator(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The ID that stands before each document, in training as in evaluation: ``</s>``.
+
+    Raises:
+        TreeringError: the tokenizer names no end-of-text token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise TreeringError(
+            "The tokenizer has no end-of-text token (eos_token), which stands before each document. Name one: "
+            'tokenizer.add_special_tokens({"eos_token": "</s>"}); tokenizer.save_pretrained(DIR)'
+        )
+    return int(tokenizer.eos_token_id)

@@ -144,7 +144,7 @@ def _validation_blocks(corpus: corpora.Corpus, tokenizer: PreTrainedTokenizerFas
     texts = corpus.validation["text"]
     ids = tokenizers.encode(tokenizer, list(texts))
     block_size = corpus.manifest.block_size
-    packed = list(corpora.pack(ids, block_size, tokenizer.eos_token_id))
+    packed = list(corpora.pack(ids, block_size, tokenizers.separator(tokenizer)))
     if not packed:
         raise TreeringError(
             f"The held-out documents fill not one block of {block_size} tokens. Prepare the corpus with a larger "
