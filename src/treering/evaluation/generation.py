@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from treering.errors import TreeringError
-from treering.tokenizer import encode, separator
+from treering.tokenizer import encode
 
 
 @torch.no_grad()
