@@ -57,9 +57,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def split_byte_level() -> PreTrainedTokenizerFast:
     """Llama 3's and Qwen's kind: a regular expression, then bytes."""
-    tokenizer = Tokenizer(
-        models.BPE({"Ġ": 0, "a": 1, "Ġa": 2, "ä": 3, "¸": 4, "Ń": 5, "ä¸": 6, "ä¸Ń": 7}, [])
-    )
+    tokenizer = Tokenizer(models.BPE({"Ġ": 0, "a": 1, "Ġa": 2, "ä": 3, "¸": 4, "Ń": 5, "ä¸": 6, "ä¸Ń": 7}, []))
     split = pre_tokenizers.Split(Regex(r"\s+"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(use_regex=False)])
     return fast(tokenizer, eos_token="<｜end▁of▁sentence｜>")
@@ -79,9 +77,7 @@ def byte_fallback() -> PreTrainedTokenizerFast:
         "▁ab",
     ]
     merges = [("▁", "a"), ("▁a", "b")]
-    model = models.BPE(
-        {token: i for i, token in enumerate(tokens)}, merges, byte_fallback=True, unk_token="<unk>"
-    )
+    model = models.BPE({token: i for i, token in enumerate(tokens)}, merges, byte_fallback=True, unk_token="<unk>")
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
@@ -96,9 +92,7 @@ def unigram() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=150, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(TEXTS, trainer)
     return fast(tokenizer, unk_token="<unk>")
 

@@ -50,12 +50,8 @@ def test_random_rows_are_unit_normal_like_and_pinned():
     assert abs((values**4).mean() - 2.7) < 0.1  # a sum of four uniform numbers has kurtosis 3 - 1.2/4
     assert (random_rows(500, 256, seed=7) == rows).all()
     assert not (random_rows(500, 256, seed=8) == rows).all()
-    assert (
-        random_rows(20_000, 256, seed=7)[:500] == rows
-    ).all()  # rows do not depend on the chunks or the vocabulary
-    assert (
-        hashlib.sha256(rows).hexdigest() == "e00cb4518569fff2e083212487fa57f5ddc0f27042feb307d2e33042e7a65629"
-    )
+    assert (random_rows(20_000, 256, seed=7)[:500] == rows).all()  # rows do not depend on the chunks or the vocabulary
+    assert hashlib.sha256(rows).hexdigest() == "e00cb4518569fff2e083212487fa57f5ddc0f27042feb307d2e33042e7a65629"
 
 
 def test_unit_rows():

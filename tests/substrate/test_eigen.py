@@ -101,9 +101,7 @@ def test_slices_give_back_the_integers_and_products_are_exact():
     whole[0, :4] = 2**60, -(2**60), 0, -1
     whole //= 16  # columns of an eigenvector matrix are of length one: its top slices are short
     parts = eigen._slices(whole, FRACTION)
-    back = sum(
-        part.astype(object).astype(int).astype(object) * 2 ** (20 * (2 - i)) for i, part in enumerate(parts)
-    )
+    back = sum(part.astype(object).astype(int).astype(object) * 2 ** (20 * (2 - i)) for i, part in enumerate(parts))
     assert (back == whole).all()
     for a in parts:
         for b in parts:
@@ -116,9 +114,7 @@ def test_equal_eigenvalues_are_owned_up_to():
     basis = eigenbasis(np.diag([9, 5, 5, 1]).astype(np.int64), 4)
     assert basis.unresolved == 2 and not basis.certain
     assert eigenbasis(np.diag([9, 5, 5, 1]).astype(np.int64), 1).certain  # the others are not kept
-    assert (
-        eigenbasis(np.diag([9, 5, 5, 1]).astype(np.int64), 2).unresolved == 1
-    )  # the cut goes through the pair
+    assert eigenbasis(np.diag([9, 5, 5, 1]).astype(np.int64), 2).unresolved == 1  # the cut goes through the pair
 
 
 def test_rank_deficiency_and_nothing_at_all():
@@ -137,8 +133,6 @@ def test_vectors_are_eigenvectors(n, rows, seed):
     basis = eigenbasis(matrix, n)
     vectors = basis.vectors / 2**GRID
     assert np.allclose(vectors.T @ vectors, np.eye(basis.rank), atol=n * 2**-GRID)
-    assert np.allclose(
-        matrix @ vectors, vectors * basis.values[: basis.rank], atol=basis.values[0] * n * 2**-GRID
-    )
+    assert np.allclose(matrix @ vectors, vectors * basis.values[: basis.rank], atol=basis.values[0] * n * 2**-GRID)
     lead = np.take_along_axis(basis.vectors, np.abs(basis.vectors).argmax(axis=0)[None], axis=0)
     assert (lead > 0).all()

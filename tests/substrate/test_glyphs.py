@@ -54,9 +54,7 @@ def test_byte_level_tokens_are_read_as_utf8(byte_level, split_byte_level):
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0<"), max_size=30))
 def test_byte_level_texts_join_to_the_text(byte_level, text):
     texts = token_texts(byte_level)
-    assert (
-        raw_bytes(texts[i] for i in byte_level(text, add_special_tokens=False)["input_ids"]) == text.encode()
-    )
+    assert raw_bytes(texts[i] for i in byte_level(text, add_special_tokens=False)["input_ids"]) == text.encode()
 
 
 @settings(max_examples=60, deadline=None)

@@ -33,9 +33,7 @@ def test_covariance_is_exact(cells):
 def test_pca_is_the_singular_value_decomposition(cells, d_model):
     basis, found = pca_basis(cells, d_model)
     rows, empty = project(cells, basis, unmarked(cells))
-    assert (
-        basis.shape == (256, d_model) and rows.shape == (len(cells), d_model) and empty == 0 and found.certain
-    )
+    assert basis.shape == (256, d_model) and rows.shape == (len(cells), d_model) and empty == 0 and found.certain
     centred = cells - cells.mean(axis=0)
     _, singular, directions = np.linalg.svd(centred, full_matrices=False)
     assert np.allclose(found.values[: found.rank], len(cells) * singular[: found.rank] ** 2, rtol=1e-9)
@@ -102,9 +100,7 @@ def test_marks_part_look_alikes(cells, basis):
 def test_rows_without_length_become_their_code():
     cells = np.ones((9, 64), dtype=np.uint8)
     rows, empty = project(cells, pca_basis(cells, 32)[0], unmarked(cells))
-    assert (
-        empty == 9 and (np.sign(rows[:, :16]) == token_codes(9)).all() and len(np.unique(rows, axis=0)) == 9
-    )
+    assert empty == 9 and (np.sign(rows[:, :16]) == token_codes(9)).all() and len(np.unique(rows, axis=0)) == 9
     rows, empty = project(cells, pixel_basis(64, 64), np.arange(9) > 0)
     assert empty == 9 and np.isfinite(rows).all() and len(np.unique(rows, axis=0)) == 9
 

@@ -38,9 +38,7 @@ def test_fingerprints_are_pinned(literal, kind, projection):
     made = build(literal, 96, kind, projection=projection)
     assert made.fingerprint == PINNED[kind, projection]
     assert made.matrix.shape == (len(literal), 96) and made.matrix.dtype == torch.float32
-    assert made.matrix.is_contiguous() and torch.allclose(
-        made.matrix.norm(dim=1), torch.ones(len(literal)), atol=1e-5
-    )
+    assert made.matrix.is_contiguous() and torch.allclose(made.matrix.norm(dim=1), torch.ones(len(literal)), atol=1e-5)
     assert made.report["reproducible"] and made.report["identical_rows"] == 0
     assert made.frozen == (kind != "trainable")
 
@@ -84,29 +82,18 @@ def test_look_alikes_are_told_apart(literal, projection, d_model):
     assert torch.pdist(marked.matrix[[latin, greek, cyrillic]]).min() > 0.05
     assert torch.pdist(marked.matrix[blank]).min() > 0.04
     assert marked.report["identical_rows"] == 0 and marked.report["blank_tokens"] == len(blank)
-    assert (
-        kept.report["identical_rows"]
-        >= kept.report["look_alike_tokens"] - kept.report["look_alike_groups"]
-        > 0
-    )
-    assert (
-        marked.report["marked_tokens"]
-        == marked.report["look_alike_tokens"] - marked.report["look_alike_groups"]
-    )
+    assert kept.report["identical_rows"] >= kept.report["look_alike_tokens"] - kept.report["look_alike_groups"] > 0
+    assert marked.report["marked_tokens"] == marked.report["look_alike_tokens"] - marked.report["look_alike_groups"]
     assert marked.report["tokens_with_missing_characters"] == 2
     assert kept.report["nearest_rows"] == 0 and marked.report["nearest_rows"] > 0.01
 
 
 def test_nearest_rows_is_the_brute_force_minimum(literal):
     made = build(literal, 32, "random", seed=3)
-    assert made.report["nearest_rows"] == pytest.approx(
-        torch.pdist(made.matrix.double()).min().item(), abs=1e-4
-    )
+    assert made.report["nearest_rows"] == pytest.approx(torch.pdist(made.matrix.double()).min().item(), abs=1e-4)
 
 
-def test_every_tokenizer_family_builds(
-    byte_level, split_byte_level, byte_fallback, unigram, wordpiece, end_of_word
-):
+def test_every_tokenizer_family_builds(byte_level, split_byte_level, byte_fallback, unigram, wordpiece, end_of_word):
     for tokenizer in (byte_level, split_byte_level, byte_fallback, unigram, wordpiece, end_of_word):
         for projection in ("pca", "hadamard", "pixels"):
             made = build(tokenizer, 200, projection=projection, cell=14)
@@ -121,11 +108,7 @@ def test_save_load_verify(literal, tmp_path):
         made = build(literal, 48, kind, seed=5, cell=16, collisions="keep")
         made.save(directory, literal)
         again = load(directory)
-        assert (
-            again.fingerprint == made.fingerprint
-            and again.recipe == made.recipe
-            and again.report == made.report
-        )
+        assert again.fingerprint == made.fingerprint and again.recipe == made.recipe and again.report == made.report
         assert torch.equal(again.matrix, made.matrix) and again.frozen == made.frozen
         assert rebuild(literal, again.recipe).fingerprint == made.fingerprint
         found = verify(directory)
@@ -210,9 +193,7 @@ def test_uncertain_components_are_reported(wordpiece):
 
     from treering.substrate.projection import pca_basis
 
-    assert not pca_basis(np.eye(4, 9, dtype=np.uint8), 4)[
-        1
-    ].certain  # a regular simplex has no preferred axes
+    assert not pca_basis(np.eye(4, 9, dtype=np.uint8), 4)[1].certain  # a regular simplex has no preferred axes
     made = build(Pair(), 16, cell=16)
     assert made.report["rank"] == 1 and made.report["reproducible"]
     assert torch.allclose(made.matrix[0], -made.matrix[1]) and made.matrix[0, 1:].abs().max() == 0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from treering.substrate import build
 
@@ -44,3 +45,14 @@ def test_same_fingerprint(directory, here, threads, kernels, seed):
     command = [sys.executable, "-c", SCRIPT, str(directory)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == [here.fingerprint, "True", str(here.report["rank"])]
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_same_fingerprint_where_torch_may_round_factors(literal, here, precision):
+    before = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert build(literal, 400, cell=20).fingerprint == here.fingerprint
+        assert (torch.get_float32_matmul_precision(), torch.get_num_threads()) == (precision, before[1])
+    finally:
+        torch.set_float32_matmul_precision(before[0])

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+
+from treering.substrate.arithmetic import eigh, one_thread, product
 
 FRACTION = 60  # vectors are held as int64 multiples of 2^-60
 SLICE = 20  # bits of an integer slice: products of two, summed over ≤ 2^13 terms, stay below 2^53
@@ -51,21 +52,8 @@ class Basis:
         return self.unresolved == 0 and self.ambiguous == 0
 
 
-def single_threaded_eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """LAPACK's eigenvalues, ascending, and eigenvectors ``[n, n]``, on one thread.
-
-    Its many small steps wait for each other: on a busy machine two threads took 39 s where one took 1.4 s.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        values, vectors = torch.linalg.eigh(torch.from_numpy(matrix))
-    finally:
-        torch.set_num_threads(threads)
-    return values.numpy(), vectors.numpy()
-
-
-def eigenbasis(matrix: np.ndarray, keep: int, guess: Guess = single_threaded_eigh) -> Basis:
+@one_thread()
+def eigenbasis(matrix: np.ndarray, keep: int, guess: Guess = eigh) -> Basis:
     """The leading ``keep`` eigenvectors of a positive semi-definite int64 matrix ``[n, n]``; fewer if its
     rank is lower.
     """
@@ -111,14 +99,14 @@ def _refine(matrix: list[np.ndarray], vectors: np.ndarray) -> tuple[np.ndarray, 
     excess = _squares(parts)  # x_jᵀ x_j − 1
     values = np.einsum("pj,pj->j", rounded, image.high) / (1 + excess)
     residual = _residual(image, values, parts)
-    coupling = rounded.T @ residual
+    coupling = product(rounded.T, residual)
     gaps = values[None, :] - values[:, None]  # λ_j − λ_i
     near = np.abs(gaps) <= CLOSE * values.max()
     safe = np.where(near, 1.0, gaps)
     correction = np.where(near, 0.0, coupling / safe)
     lonely = near.sum(axis=0) == 1
     if not lonely.all():  # near neighbours, null vectors among them, are only kept orthogonal
-        lacking = -(rounded.T @ rounded)
+        lacking = -product(rounded.T, rounded)
         np.fill_diagonal(lacking, 0.0)
         correction = np.where(near, lacking / 2, correction)
     np.fill_diagonal(correction, -excess / 2)
@@ -142,7 +130,7 @@ def _refine(matrix: list[np.ndarray], vectors: np.ndarray) -> tuple[np.ndarray, 
     bound = 4 * np.sqrt(np.einsum("ij,ij->j", second, second)) + 2.0**-57
     bound[~lonely & (values > NEGLIGIBLE * values.max())] = np.inf
 
-    better = vectors + np.rint(np.ldexp(rounded @ correction, FRACTION)).astype(np.int64)
+    better = vectors + np.rint(np.ldexp(product(rounded, correction), FRACTION)).astype(np.int64)
     order = np.argsort(-values, kind="stable")
     return better[:, order], values[order], bound[order]
 
@@ -189,8 +177,8 @@ def _image(matrix: list[np.ndarray], parts: list[np.ndarray]) -> _Sum:
     total = _Sum(parts[0].shape)
     for level in range(len(matrix) + len(parts) - 1):
         pairs = [(i, level - i) for i in range(len(matrix)) if 0 <= level - i < len(parts)]
-        whole = sum(matrix[i] @ parts[j] for i, j in pairs[:2])
-        for term in [whole, *(matrix[i] @ parts[j] for i, j in pairs[2:])]:
+        whole = sum(product(matrix[i], parts[j]) for i, j in pairs[:2])
+        for term in [whole, *(product(matrix[i], parts[j]) for i, j in pairs[2:])]:
             total.add(np.ldexp(term, SLICE * (len(matrix) - 2 - level)))
     return total
 

@@ -15,6 +15,7 @@ from math import gcd
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from treering.substrate.arithmetic import one_thread, product
 from treering.substrate.font import COLUMN, HEIGHT, Font, unifont
 
 CHUNK = 1 << 20  # pixels drawn at a time: most of the work space stays in the cache
@@ -48,6 +49,7 @@ def cell_size(d_model: int) -> int:
     return cell
 
 
+@one_thread()
 def draw(texts: Sequence[str], cell: int, font: Font | None = None) -> np.ndarray:
     """Draw each text into a square cell: ``[text, cell²]`` uint8 of 0 and 1, pixels in row order.
 
@@ -73,8 +75,8 @@ def draw(texts: Sequence[str], cell: int, font: Font | None = None) -> np.ndarra
             part = drawn[start : start + step]
             strips = font.columns[np.array([layout for _, layout in part])]  # [text, column, 16]
             ink = np.unpackbits(strips.transpose(0, 2, 1), axis=2)  # [text, 16, pixels]
-            narrow = ink.reshape(-1, width * COLUMN).astype(kind) @ across_weights  # [text · 16, cell (x)]
-            total = down_weights @ narrow.reshape(len(part), HEIGHT, cell)  # [text, cell (y), cell (x)]
+            narrow = product(ink.reshape(-1, width * COLUMN).astype(kind), across_weights)  # [text · 16, cell (x)]
+            total = product(down_weights, narrow.reshape(len(part), HEIGHT, cell))  # [text, cell (y), cell (x)]
             cells[[row for row, _ in part]] = (total >= half).reshape(len(part), -1)
     return cells
 

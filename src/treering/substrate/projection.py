@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from treering.errors import TreeringError
+from treering.substrate.arithmetic import one_thread, product
 from treering.substrate.codes import row_lengths, token_codes, unit_rows
 from treering.substrate.eigen import Basis, eigenbasis
 from treering.substrate.font import HEIGHT
@@ -62,6 +63,7 @@ def sources(cells: np.ndarray) -> list[Source]:
     return [source for source in found if len(source.tokens)]
 
 
+@one_thread()
 def covariance(cells: np.ndarray) -> np.ndarray:
     """V·XᵀX − s sᵀ of cells ``[token, pixel]``: V² times the covariance, ``[pixel, pixel]`` int64, exact."""
     tokens, pixels = cells.shape
@@ -71,7 +73,7 @@ def covariance(cells: np.ndarray) -> np.ndarray:
         step = max(1, 16 * CHUNK // pixels)  # far below 2^24 tokens, up to which float32 counts exactly
         for start in range(0, len(bits), step):
             part = bits[start : start + step].astype(np.float32)
-            counts += (part.T @ part).astype(np.int64)
+            counts += product(part.T, part).astype(np.int64)
         both += counts[np.ix_(parent, parent)]
     ink = both.diagonal()
     return tokens * both - np.outer(ink, ink)
@@ -116,6 +118,7 @@ def pixel_basis(pixels: int, d_model: int) -> np.ndarray:
     return UNIT * np.eye(pixels, d_model, dtype=np.int64)
 
 
+@one_thread()
 def project(cells: np.ndarray, basis: np.ndarray, marked: np.ndarray) -> tuple[np.ndarray, int]:
     """Rows of length one ``[token, d_model]`` float32 from cells ``[token, pixel]`` and Q.
 
@@ -138,7 +141,7 @@ def project(cells: np.ndarray, basis: np.ndarray, marked: np.ndarray) -> tuple[n
         step = max(1, CHUNK // max(bits.shape[1], d_model))
         for start in range(0, len(bits), step):
             part = members[start : start + step]
-            whole = (bits[start : start + step].astype(kind) @ weights).astype(np.float64)
+            whole = product(bits[start : start + step].astype(kind), weights).astype(np.float64)
             whole -= mean[:used]
             lengths = row_lengths(whole)
             changed = np.flatnonzero((lengths == 0) | marked[part])

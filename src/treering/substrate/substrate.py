@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from treering import tokenizer as tokenizers
 from treering.errors import TreeringError
 from treering.substrate import font
+from treering.substrate.arithmetic import one_thread, product
 from treering.substrate.codes import code_bits, code_rows, random_rows
 from treering.substrate.glyphs import cell_size, draw, look_alikes, token_texts
 from treering.substrate.projection import hadamard_basis, pca_basis, pixel_basis, project
@@ -333,11 +334,12 @@ def _identical(rows: np.ndarray) -> int:
     return len(suspects) - len({hashlib.sha256(row).digest() for row in suspects})
 
 
+@one_thread()
 def _nearest(rows: np.ndarray) -> float | None:
     """Distance between the two rows ``[token, d_model]`` of length one that are nearest, to four decimals."""
     best, pair = -np.inf, None
     for start in range(0, len(rows), 1024):
-        cosines = rows[start : start + 1024] @ rows[start:].T
+        cosines = product(rows[start : start + 1024], rows[start:].T)
         np.fill_diagonal(cosines, -np.inf)
         flat = int(cosines.argmax())
         if cosines.flat[flat] > best:
