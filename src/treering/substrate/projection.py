@@ -145,11 +145,13 @@ def project(cells: np.ndarray, basis: np.ndarray, marked: np.ndarray) -> tuple[n
             whole -= mean[:used]
             lengths = row_lengths(whole)
             changed = np.flatnonzero((lengths == 0) | marked[part])
-            rows[part, :used] = whole / np.where(lengths > 0, lengths, 1)[:, None]
+            unmarked = whole[changed]
+            whole /= np.where(lengths > 0, lengths, 1)[:, None]
+            rows[part, :used] = whole
             if len(changed):
                 strength = np.maximum(1, np.rint(lengths[changed] / (MARK * np.sqrt(np.float64(d_model)))))
                 mark = strength[:, None] * codes[part[changed]][:, np.arange(d_model) % codes.shape[1]]
-                mark[:, :used] += whole[changed]
+                mark[:, :used] += unmarked
                 rows[part[changed]] = unit_rows(mark)
             empty += int((lengths == 0).sum())
     return rows, empty
