@@ -28,7 +28,7 @@ def test_reads_fields_and_defaults(tmp_path):
     recipe = load_recipe(write(tmp_path, GOOD), ExpertRecipe)
     assert (recipe.training.tokens, recipe.training.learning_rate) == (1_000_000, 1e-3)
     assert recipe.backbone.preset == "tiny"
-    assert recipe.training.batch_tokens == 8192
+    assert recipe.training.batch_tokens == 1024
 
 
 def test_overrides_replace_top_level_fields(tmp_path):

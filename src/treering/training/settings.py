@@ -14,13 +14,13 @@ class Training(Schema):
 
     tokens: PositiveInt | None = Field(None, description="tokens to train on; or give epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the corpus; or give tokens")
-    batch_tokens: PositiveInt = Field(8192, description="tokens per optimiser step, over all processes")
-    micro_batch_tokens: PositiveInt = Field(8192, description="tokens per forward pass and process")
+    batch_tokens: PositiveInt = Field(1024, description="tokens per optimiser step, over all processes")
+    micro_batch_tokens: PositiveInt = Field(8192, description="at most so many per forward pass and process")
     learning_rate: float = Field(3e-3, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(0.02, ge=0, lt=1, description="share of the steps")
+    warmup: float = Field(0.25, ge=0, lt=1, description="share of the steps")
     final_rate: float = Field(0.1, ge=0, le=1, description="last learning rate, as a share of the highest")
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.1, ge=0, description="on matrices; never on norms and biases")
     gradient_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for none")
     residual_init: bool = Field(True, description="scale the blocks' output matrices by 1/√(2·layers) at the start")
