@@ -14,9 +14,9 @@ from treering.substrate import Recipe, build, load, rebuild, require_same, verif
 from treering.substrate.substrate import MATRIX_FILE, RECIPE_FILE
 
 PINNED = {
-    ("glyph", "pca"): "f3588536691c11936e5e7384c24217cbdaf318b77623a158f942909e5f0fd0a8",
-    ("glyph", "hadamard"): "8eba6fe9f79064e58c6fc0ad079f5e8c1144f2b36940408bb3a12a766d969df3",
-    ("glyph", "pixels"): "ca3d0b17074e00988ad0c3dfebc2bc156a7ff32fb07adb7b2caf373696aadc60",
+    ("glyph", "pca"): "0570c862d72b92d07523033ef6397c5ca0f2cc409719e35a23f77f50b0a878dd",
+    ("glyph", "hadamard"): "f36d15ccd2f884ad479e1a58115672f758e34ad3ccd7e322df0e7a14f7ba3eee",
+    ("glyph", "pixels"): "6849c8d9e0129dfd21f3465c4a20b3fbfc3cca5c75d573fefc7d347bcf2b83ff",
     ("code", "pca"): "80de79481d036adcebaf344abb089b41d95bbe338f9b10d188bb6e7ba416c74f",
     ("random", "pca"): "fe565407da9528411358d16ca4abaa3db1128cff9a301c4bfe33bcf4bad0b5a4",
     ("trainable", "pca"): "14580b84f64d979fc17b432542e42878cacb31e3f2e60cca94723884856bbe25",

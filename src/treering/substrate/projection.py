@@ -22,6 +22,7 @@ from treering.substrate.font import HEIGHT
 
 CHUNK = 1 << 19  # numbers in flight at a time: most of the work space stays in the cache
 UNIT = 1 << 12  # scale of the integer projections, so that rounding the mean costs little
+STRIP = 256  # pixels of a covariance counted at a time
 MARK = 8  # a mark has 1/8 of the length of the row that it tells apart
 
 
@@ -73,8 +74,11 @@ def covariance(cells: np.ndarray) -> np.ndarray:
         step = max(1, 16 * CHUNK // pixels)  # far below 2^24 tokens, up to which float32 counts exactly
         for start in range(0, len(bits), step):
             part = bits[start : start + step].astype(np.float32)
-            counts += product(part.T, part).astype(np.int64)
-        both += counts[np.ix_(parent, parent)]
+            for left in range(0, len(counts), STRIP):  # from the diagonal rightwards: the rest is its mirror image
+                strip = product(part[:, left : left + STRIP].T, part[:, left:])
+                counts[left : left + STRIP, left:] += strip.astype(np.int64)
+        upper = np.triu(counts)
+        both += (upper + np.triu(counts, 1).T)[np.ix_(parent, parent)]
     ink = both.diagonal()
     return tokens * both - np.outer(ink, ink)
 
@@ -127,26 +131,28 @@ def project(cells: np.ndarray, basis: np.ndarray, marked: np.ndarray) -> tuple[n
     token's code alone; returns how many.
     """
     tokens, d_model = len(cells), basis.shape[1]
-    mean = (2 * (cells.sum(axis=0, dtype=np.int64) @ basis) + tokens) // (2 * tokens)
+    found = sources(cells)
+    ink = sum(bits.sum(axis=0, dtype=np.int64)[parent] for _, bits, parent in found)
+    mean = (2 * (ink @ basis) + tokens) // (2 * tokens)
     reach = int(np.abs(basis).sum(axis=0).max())  # no partial sum of a row's products goes beyond
     kind = np.float32 if reach <= 1 << 24 else np.float64
     used = int(basis.any(axis=0).nonzero()[0].max(initial=-1)) + 1  # the columns after these are zero
     codes = token_codes(tokens)
     rows = np.zeros((tokens, d_model), dtype=np.float32)
     empty = 0
-    for members, bits, parent in sources(cells):
+    for members, bits, parent in found:
         order = np.argsort(parent, kind="stable")
         first = np.searchsorted(parent[order], np.arange(bits.shape[1]))
         weights = np.add.reduceat(basis[order, :used], first, axis=0).astype(kind)  # [bit, used column]
         step = max(1, CHUNK // max(bits.shape[1], d_model))
         for start in range(0, len(bits), step):
             part = members[start : start + step]
-            whole = product(bits[start : start + step].astype(kind), weights).astype(np.float64)
-            whole -= mean[:used]
-            lengths = row_lengths(whole)
+            whole = product(bits[start : start + step].astype(kind), weights)
+            whole -= mean[:used].astype(kind)  # still whole numbers within reach
+            lengths = row_lengths(whole.astype(np.float64))
             changed = np.flatnonzero((lengths == 0) | marked[part])
-            unmarked = whole[changed]
-            whole /= np.where(lengths > 0, lengths, 1)[:, None]
+            unmarked = whole[changed].astype(np.float64)
+            whole /= np.where(lengths > 0, lengths, 1).astype(kind)[:, None]
             rows[part, :used] = whole
             if len(changed):
                 strength = np.maximum(1, np.rint(lengths[changed] / (MARK * np.sqrt(np.float64(d_model)))))
