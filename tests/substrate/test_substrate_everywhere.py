@@ -35,13 +35,18 @@ def here(literal):
 
 
 @pytest.mark.parametrize(
-    ("threads", "kernels", "seed"),
-    [(1, "Haswell", 1), (2, "SkylakeX", 2), (2, "Sandybridge", 3), (1, "Prescott", 4)],
+    ("threads", "openblas", "mkl", "seed"),
+    [
+        (1, "Haswell", "AVX2", 1),
+        (2, "SkylakeX", "AVX512", 2),
+        (2, "Sandybridge", "SSE4_2", 3),
+        (1, "Prescott", "COMPATIBLE", 4),
+    ],
 )
-def test_same_fingerprint(directory, here, threads, kernels, seed):
+def test_same_fingerprint(directory, here, threads, openblas, mkl, seed):
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     environment |= {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
-    environment |= {"OPENBLAS_CORETYPE": kernels, "PYTHONHASHSEED": str(seed)}
+    environment |= {"OPENBLAS_CORETYPE": openblas, "MKL_CBWR": mkl, "PYTHONHASHSEED": str(seed)}
     command = [sys.executable, "-c", SCRIPT, str(directory)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == [here.fingerprint, "True", str(here.report["rank"])]
