@@ -1,8 +1,7 @@
 """Matrix products for whole numbers: exact, and on one thread.
 
 A floating-point product of whole numbers is exact, whatever the library and the order of summation, as long
-as no partial
-sum outgrows the format: 2^24 in float32, 2^53 in float64. Callers see to that.
+as no partial sum outgrows the format: 2^24 in float32, 2^53 in float64. Callers see to that.
 
 One thread, because threads of one product wait for each other: beside other work on two cores the same build
 took 7 to 9 s on two threads and 3 s on one, and LAPACK's many small steps up to thirty times as long.
