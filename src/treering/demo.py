@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
@@ -59,7 +60,7 @@ class Size:
     documents: int | None = None  # per language, for measuring; None measures on all that were held out
 
 
-FULL = Size(4096, 192, "small", Training(epochs=1))
+FULL = Size(4096, 192, "small", Training(tokens=1_000_000, evaluations=6))
 QUICK = Size(4096, 64, "tiny", Training(tokens=150_000, evaluations=2), documents=20)
 
 
@@ -142,6 +143,8 @@ def _claim(output: Path, size: Size) -> None:
         raise TreeringError(f"{output} already exists with other content. Choose another output directory.")
     else:
         output.mkdir(parents=True, exist_ok=True)
+        recipe = {"backbone": {"preset": size.preset}, "training": size.training.model_dump(exclude_unset=True)}
+        _write(output / "expert.yaml", yaml.safe_dump(recipe))
         _write(mark, claim)
 
 
@@ -289,7 +292,7 @@ def _commands(size: Size) -> str:
                 for expert, part in EXPERTS.items()
             ),
             *(
-                f"treering train recipes/expert.yaml --substrate substrate --data data-{expert} -o {expert}"
+                f"treering train expert.yaml --substrate substrate --data data-{expert} -o {expert}"
                 for expert in EXPERTS
             ),
             f"treering compose {' '.join(EXPERTS)} -o composed",

@@ -55,7 +55,7 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_yticks([at for at, _ in ticks], [f"{model}" for _, model in ticks], fontsize=8)
     for t, text in enumerate(texts):
         axes.text(
-            -0.12, t * (len(models) + 1) + (len(models) - 1) / 2, text, ha="right", va="center", fontweight="bold",
+            -0.12, t * (len(models) + 1) + (len(models) - 1) / 2, f"on {text}", ha="right", va="center", fontweight="bold",
             transform=axes.get_yaxis_transform(),
         )  # fmt: skip
     axes.invert_yaxis()
