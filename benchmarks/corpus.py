@@ -66,9 +66,7 @@ def small_tokenizer(directory: Path) -> None:
         show_progress=False,
     )
     backend.train_from_iterator(itertools.islice(pages(), 0, 7_000, 5), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>").save_pretrained(
-        directory
-    )
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>").save_pretrained(directory)
 
 
 def reading_speed(directory: Path, batch: int = 16, seconds: float = 3.0) -> float:
@@ -83,13 +81,9 @@ def reading_speed(directory: Path, batch: int = 16, seconds: float = 3.0) -> flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=float, default=200, help="size of each generated file, in MB")
-    parser.add_argument(
-        "--tokenizer", help="directory of a tokenizer; by default a byte-level BPE of 4,096 tokens"
-    )
+    parser.add_argument("--tokenizer", help="directory of a tokenizer; by default a byte-level BPE of 4,096 tokens")
     parser.add_argument("--cases", nargs="+", default=["pages", "lines"], choices=["pages", "lines"])
     arguments = parser.parse_args()
     table = Table("documents", "MB", "MB/s", "tokens/s", "peak RSS, MiB", "reading, M tokens/s")
@@ -106,9 +100,7 @@ def main() -> None:
             start = time.perf_counter()
             program = [sys.executable, "-c", "from treering.cli import main; main()"]
             options = ["--document", "line", "--tokenizer", tokenizer, "--output", str(output)]
-            subprocess.run(
-                [*program, "data", "prepare", str(source), *options], check=True, stdout=subprocess.DEVNULL
-            )
+            subprocess.run([*program, "data", "prepare", str(source), *options], check=True, stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - start
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
             record = Corpus.load(output).manifest.sources[0]

@@ -59,9 +59,7 @@ def compare(sizes: list[int], validation: float, console: Console) -> None:
             for texts in (shown[language], held_out[language])
         ]
         console.print(f"{language}: trained on {said[0]}; measured on {said[1]}")
-    columns = [
-        f"{language} {what}" for what in ("chars/token", "MB/s pages", "MB/s lines") for language in LANGUAGES
-    ]
+    columns = [f"{language} {what}" for what in ("chars/token", "MB/s pages", "MB/s lines") for language in LANGUAGES]
     table = Table("vocabulary", "merges", "train s", *columns, box=None)
     for vocab_size in sizes:
         for merges in ("longest-first", "bpe"):
@@ -70,9 +68,7 @@ def compare(sizes: list[int], validation: float, console: Console) -> None:
             seconds = time.process_time() - start
             long = [rate(tokenizer, held_out[language]) for language in LANGUAGES]
             short = [rate(tokenizer, "\n".join(held_out[language]).split("\n")) for language in LANGUAGES]
-            cells = (
-                [f"{c:.2f}" for c, _ in long] + [f"{s:.1f}" for _, s in long] + [f"{s:.1f}" for _, s in short]
-            )
+            cells = [f"{c:.2f}" for c, _ in long] + [f"{s:.1f}" for _, s in long] + [f"{s:.1f}" for _, s in short]
             table.add_row(f"{vocab_size:,}", merges, f"{seconds:.1f}", *cells)
     console.print(table)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -107,17 +103,13 @@ def runs(megabytes: float, console: Console) -> None:
     table = Table(f"{megabytes:g} MB of", *(f"{name}: MB/s" for name in tokenizers), box=None)
     for name, pattern in patterns.items():
         text = pattern * max(1, round(megabytes * 1e6 / len(pattern.encode())))
-        table.add_row(
-            name, *(f"{rate(tokenizer, [text], repeats=1)[1]:.1f}" for tokenizer in tokenizers.values())
-        )
+        table.add_row(name, *(f"{rate(tokenizer, [text], repeats=1)[1]:.1f}" for tokenizer in tokenizers.values()))
     console.print(table)
 
 
 def main() -> None:
     """Parse the command line and run one of the two benchmarks."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[4_096, 65_536, 131_072], help="vocabularies")
     parser.add_argument("--validation", type=float, default=0.1, help="share of pages held out")
     parser.add_argument("--runs", action="store_true", help="long runs and lines instead of pages")

@@ -114,9 +114,7 @@ def test_passages_have_a_useful_size_with_and_without_blank_lines(put: Callable)
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=300)))
-def test_passages_lose_nothing_but_line_ends(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[str]
-) -> None:
+def test_passages_lose_nothing_but_line_ends(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
     path = tmp_path_factory.mktemp("passages") / "a.txt"
     text = "x" + "\n".join(lines)
     path.write_bytes(text.encode())

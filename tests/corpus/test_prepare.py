@@ -51,9 +51,7 @@ def documents_in(stream: list[int], separator: int) -> list[list[int]]:
     return [stream[a + 1 : b] for a, b in itertools.pairwise(ends)]
 
 
-def test_blocks_hold_exactly_the_training_documents(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_blocks_hold_exactly_the_training_documents(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> None:
     sources = [Source(path="embedded:zh", limit=300), Source(path="embedded:en", part="1/2", limit=200)]
     found = [d for s in sources for d in read_documents(s)]
     held_out = {d.text for d in found if split_of(d.id) == "validation"}
@@ -89,9 +87,7 @@ def test_the_manifest_adds_up(corpus: Corpus, tokenizer: PreTrainedTokenizerFast
     assert m.tokenizer.identity == identity(tokenizer)
     assert (m.tokenizer.separator, m.tokenizer.separator_id) == ("</s>", tokenizer.eos_token_id)
     for source in m.sources:
-        assert source.documents == (
-            source.train_documents + source.validation_documents + source.repeats_of_held_out
-        )
+        assert source.documents == (source.train_documents + source.validation_documents + source.repeats_of_held_out)
         assert source.used_tokens == source.train_tokens
         assert source.source.licence == "MPL-2.0"
     assert sum(s.used_tokens for s in m.sources) == m.train.tokens + m.train.dropped_tokens
@@ -105,9 +101,7 @@ def test_the_manifest_adds_up(corpus: Corpus, tokenizer: PreTrainedTokenizerFast
 def test_the_same_call_gives_the_same_bytes(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "y").mkdir()
-    files = [
-        wordy(tmp_path / d / "a.jsonl", 90) for d in "xy"
-    ]  # another directory: the manifest names no machine
+    files = [wordy(tmp_path / d / "a.jsonl", 90) for d in "xy"]  # another directory: the manifest names no machine
     made = [prepare([f], tokenizer, tmp_path / str(n), block_size=64) for n, f in enumerate(files)]
     for name in ("train.arrow", "validation.arrow", "manifest.json"):
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
@@ -170,9 +164,7 @@ def test_long_documents_are_tokenised_in_pieces(
     result = list(tokenising.tokenise(found, tokenizer))
     assert [d.id for d, _ in result] == ["a", "b", "c"]
     assert [tokenizer.decode(ids) for _, ids in result] == ["short", text, "end"]
-    assert (
-        result[1][1].tolist()[:300] == encode(tokenizer, [text])[0][:300]
-    )  # cuts at line ends change nothing
+    assert result[1][1].tolist()[:300] == encode(tokenizer, [text])[0][:300]  # cuts at line ends change nothing
 
 
 # -------------------------------------------------------------------------------------------- bad input

@@ -89,9 +89,7 @@ def test_suffixes() -> None:
     assert suffixes("b") == ("", "")
 
 
-@pytest.mark.parametrize(
-    "fault", [{"part": "3/2"}, {"part": "0/2"}, {"weight": 0}, {"fromat": "text"}, {"limit": 0}]
-)
+@pytest.mark.parametrize("fault", [{"part": "3/2"}, {"part": "0/2"}, {"weight": 0}, {"fromat": "text"}, {"limit": 0}])
 def test_a_source_is_checked(fault: dict) -> None:
     with pytest.raises(ValidationError):
         Source(path="a.txt", **fault)

@@ -40,9 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("cli")
     for name, line in {"el": "Καλημέρα κόσμε, τι κάνεις;", "hi": "नमस्ते दुनिया, आप कैसे हैं?"}.items():
         (directory / f"{name}.txt").write_text(f"{line}\n\n" * 300, encoding="utf-8")
-    done = treering(
-        "train", directory / "el.txt", directory / "hi.txt", "-o", directory / "t", "--vocab-size", 500
-    )
+    done = treering("train", directory / "el.txt", directory / "hi.txt", "-o", directory / "t", "--vocab-size", 500)
     assert done.returncode == 0, done.stderr
     assert "compact" in done.stdout
     return directory

@@ -87,9 +87,7 @@ def brute_force(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text):
         symbols = []
         for character in piece:
-            symbols += (
-                [character] if character in vocabulary else [f"<0x{b:02X}>" for b in character.encode()]
-            )
+            symbols += [character] if character in vocabulary else [f"<0x{b:02X}>" for b in character.encode()]
         while found := [(ranks[p], i) for i, p in enumerate(pairwise(symbols)) if p in ranks]:
             i = min(found)[1]
             symbols[i : i + 2] = ["".join(symbols[i : i + 2])]
@@ -208,9 +206,7 @@ def test_how_often_a_token_is_made_is_counted_exactly(corpus: dict[str, list[str
     sources = survey({"en": corpus["en"][:3], "zh": corpus["zh"][:3]})
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = splitter(r"\s")
-    trained.train_from_iterator(
-        in_equal_shares(sources), trainers.BpeTrainer(vocab_size=900, show_progress=False)
-    )
+    trained.train_from_iterator(in_equal_shares(sources), trainers.BpeTrainer(vocab_size=900, show_progress=False))
     merges = [tuple(merge) for merge in json.loads(trained.to_str())["model"]["merges"]]
     ranks = {merge: rank for rank, merge in enumerate(merges)}
     expected: Counter[str] = Counter()

@@ -43,9 +43,7 @@ def as_source(source: Source | str | os.PathLike[str]) -> Source:
     return source if isinstance(source, Source) else Source(path=os.fspath(source))
 
 
-def read_documents(
-    source: Source | str | os.PathLike[str], *, receipt: Receipt | None = None
-) -> Iterator[Document]:
+def read_documents(source: Source | str | os.PathLike[str], *, receipt: Receipt | None = None) -> Iterator[Document]:
     """The documents of a source, one at a time; memory holds about one document, whatever the source's size.
 
     Plain text is cut into documents by ``source.document``:
@@ -92,9 +90,7 @@ def _documents(source: Source, receipt: Receipt) -> Iterator[Document]:
 
         found: Iterable[Document] = (_document(row, source, where) for where, row in hub_rows(source))
     else:
-        found = itertools.chain.from_iterable(
-            _read_file(path, name, source, receipt) for path, name in _files(source)
-        )
+        found = itertools.chain.from_iterable(_read_file(path, name, source, receipt) for path, name in _files(source))
     nothing = True
     for document in found:
         if not document.text.strip():
@@ -144,9 +140,7 @@ def _files(source: Source) -> list[tuple[str, str]]:
         return [(p, Path(os.path.relpath(p, root)).as_posix()) for p in matches]
     if glob.has_magic(path):
         raise TreeringError(f"No file matches {path}.")
-    raise TreeringError(
-        f"There is no file or directory {path}. (A dataset on the hub is written hub:owner/name.)"
-    )
+    raise TreeringError(f"There is no file or directory {path}. (A dataset on the hub is written hub:owner/name.)")
 
 
 def _is_data(path: Path, source: Source) -> bool:
@@ -199,9 +193,7 @@ def _texts(stream: IO[bytes], path: str, source: Source) -> Iterator[str]:
         yield from _gather(lines, path, source, least=PASSAGE_LEAST, most=PASSAGE_MOST)
 
 
-def _gather(
-    lines: Iterator[str], path: str, source: Source, *, least: int, most: int | None
-) -> Iterator[str]:
+def _gather(lines: Iterator[str], path: str, source: Source, *, least: int, most: int | None) -> Iterator[str]:
     """Lines to documents: one ends at a blank line from ``least`` characters, at any line from ``most``."""
     gathered: list[str] = []
     size, first = 0, 1

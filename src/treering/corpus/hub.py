@@ -29,9 +29,7 @@ def hub_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
         if columns and source.text_field not in columns and "paragraphs" not in columns:
             raise missing_field(where, source, columns)
         if columns:
-            rows = rows.select_columns(
-                [c for c in (source.text_field, source.id_field, "paragraphs") if c in columns]
-            )
+            rows = rows.select_columns([c for c in (source.text_field, source.id_field, "paragraphs") if c in columns])
         for number, row in enumerate(rows, 1):
             yield f"{where}, row {number}", row
     except (TreeringError, MemoryError):

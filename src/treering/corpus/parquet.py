@@ -10,9 +10,7 @@ from treering.corpus.streams import Receipt, open_stream
 from treering.errors import TreeringError
 
 
-def parquet_rows(
-    path: str, name: str, source: Source, receipt: Receipt
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def parquet_rows(path: str, name: str, source: Source, receipt: Receipt) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row's text and id, with where it stands.
 
     Raises:

@@ -108,8 +108,7 @@ def prepare(
             tokens = spool.lengths() + np.uint32(1)  # with the separator
             repeats = spool.repeated(held_out.hashes)
             trainable = [
-                (reading.first + np.flatnonzero(~repeats[reading.range])).astype(np.uint32)
-                for reading in readings
+                (reading.first + np.flatnonzero(~repeats[reading.range])).astype(np.uint32) for reading in readings
             ]
             _require_documents(readings, trainable, held_out, validation)
             chosen = _choose(checked, trainable, tokens, mix, seed)
@@ -117,9 +116,7 @@ def prepare(
             total = _sum(tokens[selection])
             _require_blocks(total, held_out.tokens, block_size, validation)
             order = selection[scatter(len(selection), seed)]
-            blocks, digest = write_blocks(
-                staging / TRAIN, pack(spool.read(order), block_size, start), block_size
-            )
+            blocks, digest = write_blocks(staging / TRAIN, pack(spool.read(order), block_size, start), block_size)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             sources=[
@@ -172,17 +169,13 @@ def prepare(
 # ---------------------------------------------------------------------------------------------- checks
 
 
-def _check(
-    sources: list[Source], tokenizer: PreTrainedTokenizerFast, block_size: int, validation: float
-) -> None:
+def _check(sources: list[Source], tokenizer: PreTrainedTokenizerFast, block_size: int, validation: float) -> None:
     if not sources:
         raise TreeringError("There is nothing to prepare: name at least one source.")
     if block_size < 2:
         raise TreeringError(f"block_size is {block_size}; a block needs at least 2 tokens.")
     if not 0 <= validation < 1:
-        raise TreeringError(
-            f"validation is {validation}; it is a share of the documents, from 0 to less than 1."
-        )
+        raise TreeringError(f"validation is {validation}; it is a share of the documents, from 0 to less than 1.")
     twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
     if twice:
         raise TreeringError(
@@ -201,9 +194,7 @@ def _require_documents(
 ) -> None:
     for reading, able in zip(readings, trainable, strict=True):
         if not reading.documents:
-            raise TreeringError(
-                f"No document of {reading.source.name} belongs to part {reading.source.part}."
-            )
+            raise TreeringError(f"No document of {reading.source.name} belongs to part {reading.source.part}.")
         if not len(able) and (reading.source.weight or not any(map(len, trainable))):
             raise TreeringError(
                 f"All {reading.documents} documents of {reading.source.name} are held out: none is left "

@@ -174,9 +174,7 @@ def _read_manifest(directory: Path) -> tuple[Manifest, str]:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise TreeringError(
-            f"{path} cannot be read ({field}: {first['msg']}). Prepare the corpus again."
-        ) from None
+        raise TreeringError(f"{path} cannot be read ({field}: {first['msg']}). Prepare the corpus again.") from None
     if manifest.format_version != FORMAT_VERSION:
         raise TreeringError(
             f"{directory} has the corpus format {manifest.format_version}; this Treering reads "
@@ -194,7 +192,5 @@ def _map(path: Path, rows: int) -> Dataset:
     except (OSError, pa.ArrowException) as error:
         raise TreeringError(f"{path} is missing or damaged: {error}. Prepare the corpus again.") from None
     if len(dataset) != rows:
-        raise TreeringError(
-            f"{path} has {len(dataset)} rows where the manifest says {rows}. Prepare the corpus again."
-        )
+        raise TreeringError(f"{path} has {len(dataset)} rows where the manifest says {rows}. Prepare the corpus again.")
     return dataset

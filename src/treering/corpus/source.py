@@ -41,9 +41,7 @@ class Source(Schema):
     path: str = Field(description="file, directory, glob, URL, embedded:ru|zh|en, or hub:owner/name")
     name: str = Field(default="", description="label in tables and weights; by default from the file name")
     weight: float | None = Field(default=None, gt=0, description="share of the training tokens of a mix")
-    part: str | None = Field(
-        default=None, description='"1/2": only documents whose hash falls in the first of two'
-    )
+    part: str | None = Field(default=None, description='"1/2": only documents whose hash falls in the first of two')
     limit: int | None = Field(default=None, gt=0, description="stop after so many documents (of the part)")
     format: Literal["text", "jsonl", "parquet", "hub"] | None = Field(
         default=None, description="otherwise from the extension"

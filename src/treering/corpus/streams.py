@@ -76,8 +76,7 @@ def _open_raw(path: str) -> IO[bytes]:
 
 def _damaged(path: str, compression: str, error: Exception) -> TreeringError:
     return TreeringError(
-        f"{path} is not a whole {compression} file: {error}. "
-        "It may be cut short or damaged; copy or download it again."
+        f"{path} is not a whole {compression} file: {error}. It may be cut short or damaged; copy or download it again."
     )
 
 

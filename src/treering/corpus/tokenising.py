@@ -43,9 +43,7 @@ def tokenise(
     yield from _encoded(batch, tokenizer)
 
 
-def _encoded(
-    batch: list[Document], tokenizer: PreTrainedTokenizerFast
-) -> Iterator[tuple[Document, NDArray[np.int32]]]:
+def _encoded(batch: list[Document], tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Document, NDArray[np.int32]]]:
     from treering.tokenizer import encode
 
     ids = encode(tokenizer, [document.text for document in batch]) if batch else []

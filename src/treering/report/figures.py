@@ -54,10 +54,9 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> Figure:
     ticks = [(t * (len(models) + 1) + m, model) for t in range(len(texts)) for m, model in enumerate(models)]
     axes.set_yticks([at for at, _ in ticks], [f"{model}" for _, model in ticks], fontsize=8)
     for t, text in enumerate(texts):
-        axes.text(
-            -0.12, t * (len(models) + 1) + (len(models) - 1) / 2, f"on {text}", ha="right", va="center", fontweight="bold",
-            transform=axes.get_yaxis_transform(),
-        )  # fmt: skip
+        middle = t * (len(models) + 1) + (len(models) - 1) / 2
+        beside = {"ha": "right", "va": "center", "transform": axes.get_yaxis_transform()}
+        axes.text(-0.12, middle, f"on {text}", fontweight="bold", **beside)
     axes.invert_yaxis()
     axes.set(xlabel="bits per byte (less is better; line: 95% interval over documents)")
     axes.spines[["top", "right"]].set_visible(False)

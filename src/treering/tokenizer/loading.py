@@ -27,9 +27,7 @@ def load(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
             # Beside a config.json of some families (qwen2, phi3 …) AutoTokenizer rebuilds the family's own
             # tokenizer out of this one's vocabulary, and text no longer comes back.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(place)
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError, KeyError … for one and the same cause
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError … for one and the same cause
         raise TreeringError(
             f"No tokenizer could be loaded from {name_or_path}: {error}\n"
             "Give a directory that holds tokenizer.json, or hub:NAME."

@@ -117,8 +117,7 @@ def mine_ngrams(
     target = max(source.size for source in sources)
     longest = max(longest for _, longest in groups)
     counts = [
-        Counter({t: n * target / source.size for t, n in _count_ngrams(source, longest).items()})
-        for source in sources
+        Counter({t: n * target / source.size for t, n in _count_ngrams(source, longest).items()}) for source in sources
     ]
     ranked: list[str] = []
     for room, longest in groups:
@@ -157,9 +156,7 @@ def _count_ngrams(source: Source, longest: int) -> Counter[str]:
 def _in_turn(counts: Sequence[Counter[str]], longest: int, taken: set[str]) -> Iterator[tuple[str, float]]:
     """(n-gram, count): each source in turn gives its most frequent n-gram that is not yet taken."""
     queues = [
-        iter(
-            sorted(((t, n) for t, n in counter.items() if len(t) <= longest), key=lambda tn: (-tn[1], tn[0]))
-        )
+        iter(sorted(((t, n) for t, n in counter.items() if len(t) <= longest), key=lambda tn: (-tn[1], tn[0])))
         for counter in counts
     ]
     while queues:
@@ -172,9 +169,7 @@ def _in_turn(counts: Sequence[Counter[str]], longest: int, taken: set[str]) -> I
                 yield found
 
 
-def _with_characters(
-    queue: Sequence[tuple[str, float]], sources: list[Source], own: set[str], room: int
-) -> list[str]:
+def _with_characters(queue: Sequence[tuple[str, float]], sources: list[Source], own: set[str], room: int) -> list[str]:
     """Characters as long as one saves more tokens than the n-gram it displaces; then n-grams of these."""
     target = max(source.size for source in sources)
     worth: dict[str, float] = {}

@@ -50,9 +50,7 @@ def _survey(name: str, texts: Iterable[str]) -> Source:
     for text in _checked(name, texts):
         characters.update(text)
     if not characters:
-        raise TreeringError(
-            f"Source {name!r} holds no text. Check that it was read as intended, or leave it out."
-        )
+        raise TreeringError(f"Source {name!r} holds no text. Check that it was read as intended, or leave it out.")
     return Source(texts, characters, sum(characters.values()))
 
 

@@ -74,9 +74,7 @@ def train(
     return _assemble(lay_out(layout, vocab_size, ranked), kept, pattern)
 
 
-def _assemble(
-    vocabulary: dict[str, int], merges: list[mining.Merge], pattern: str
-) -> PreTrainedTokenizerFast:
+def _assemble(vocabulary: dict[str, int], merges: list[mining.Merge], pattern: str) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>"))
     backend.pre_tokenizer = mining.splitter(pattern)
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
