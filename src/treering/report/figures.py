@@ -55,7 +55,7 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_yticks([at for at, _ in ticks], [f"{model}" for _, model in ticks], fontsize=8)
     for t, text in enumerate(texts):
         middle = t * (len(models) + 1) + (len(models) - 1) / 2
-        beside = {"ha": "right", "va": "center", "transform": axes.get_yaxis_transform()}
+        beside: dict[str, Any] = {"ha": "right", "va": "center", "transform": axes.get_yaxis_transform()}
         axes.text(-0.12, middle, f"on {text}", fontweight="bold", **beside)
     axes.invert_yaxis()
     axes.set(xlabel="bits per byte (less is better; line: 95% interval over documents)")
