@@ -209,6 +209,7 @@ def test_calls_that_cannot_work(root, tmp_path, arguments, message):
     ran = treering(*(a.format(root=root, new=tmp_path / "new") for a in arguments))
     assert (ran.returncode, "Traceback" in ran.stderr) == (2, False), ran.stderr
     assert message in ran.stderr
+    assert ran.stdout == ""
     assert sorted(p for p in root.rglob("*")) == before
     assert not (tmp_path / "new").exists()
 

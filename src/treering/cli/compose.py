@@ -45,14 +45,14 @@ def generate(
     from treering.cli.console import progress
     from treering.composition import load_model
     from treering.evaluation import generate as generate_text
+    from treering.evaluation import prompt_ids
     from treering.tokenizer import load
 
     progress()
-    tokenizer = load(model)
+    tokenizer, loaded = load(model), load_model(model)
+    prompt_ids(loaded, tokenizer, text, tokens)  # what cannot work is said before anything is printed
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if beams == 1 else None
     print(text, end="", flush=True)
-    written = generate_text(
-        load_model(model), tokenizer, text, tokens, temperature, top_p, beams, seed, streamer=streamer
-    )
+    written = generate_text(loaded, tokenizer, text, tokens, temperature, top_p, beams, seed, streamer=streamer)
     if streamer is None:
         print(written)

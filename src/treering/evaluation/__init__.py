@@ -8,7 +8,7 @@ from treering.evaluation.bits import (
     paired_change,
     uniform_losses,
 )
-from treering.evaluation.generation import generate
+from treering.evaluation.generation import generate, prompt_ids
 from treering.evaluation.table import Row, as_table, bits_per_byte, rows, uniform_bits_per_byte
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "document_losses",
     "generate",
     "paired_change",
+    "prompt_ids",
     "rows",
     "uniform_bits_per_byte",
     "uniform_losses",

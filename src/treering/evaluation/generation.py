@@ -9,7 +9,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from treering.errors import TreeringError
-from treering.tokenizer import encode
+from treering.tokenizer import encode, separator
+
+
+def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str, tokens: int) -> list[int]:
+    """The IDs that a model reads before it writes: the separator that begins a document, as in training, and the text.
+
+    Raises:
+        TreeringError: with ``tokens`` to write after it, the text does not fit into the model's context.
+    """
+    prompt = [separator(tokenizer), *encode(tokenizer, [text])[0]]
+    context = model.config.max_position_embeddings
+    if len(prompt) + tokens > context:
+        raise TreeringError(
+            f"The text has {len(prompt):,} tokens and {tokens:,} more were asked for; the model's context is "
+            f"{context:,}. Shorten the text or ask for at most {max(0, context - len(prompt)):,}."
+        )
+    return prompt
 
 
 @torch.no_grad()
@@ -31,20 +47,11 @@ def generate(
         temperature: of the sampling; 0 takes the likeliest token each time, or searches with ``beams``.
 
     Raises:
-        TreeringError: the text leaves no room in the model's context, or beams and sampling are asked for together.
+        TreeringError: the text does not fit (see `prompt_ids`), or beams and sampling are asked for together.
     """
+    prompt = prompt_ids(model, tokenizer, text, tokens)
     if beams > 1 and temperature > 0:
         raise TreeringError("Beam search does not sample: give --temperature 0 with --beams.")
-    prompt = [
-        tokenizer.eos_token_id,
-        *encode(tokenizer, [text])[0],
-    ]  # documents follow a separator, as in training
-    context = model.config.max_position_embeddings
-    if len(prompt) + tokens > context:
-        raise TreeringError(
-            f"The text has {len(prompt):,} tokens and {tokens:,} more were asked for; the model's context is "
-            f"{context:,}. Shorten the text or ask for at most {max(0, context - len(prompt)):,}."
-        )
     if seed is not None:
         set_seed(seed)
     sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
