@@ -122,7 +122,7 @@ class Substrate:
         }
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         (directory / RECIPE_FILE).write_text(text, encoding="utf-8")
-        tokenizer.save_pretrained(directory)
+        tokenizers.save(tokenizer, directory)
 
 
 @dataclass(frozen=True)
