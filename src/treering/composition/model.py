@@ -251,15 +251,15 @@ def _common_standing(experts: Mapping[str, PreTrainedModel]) -> dict[str, Any]:
                 f"{name} was trained on a trainable embedding, which is no longer the substrate it started from. "
                 "Only experts on a frozen substrate can be composed."
             )
-        if own.tokenizer != reference.tokenizer:
-            raise TreeringError(
-                f"{first_name} and {name} have different tokenizers:\n  {first_name}: {reference.tokenizer}\n"
-                f"  {name}: {own.tokenizer}\nTrain the experts with one tokenizer."
+        if own != reference:
+            what = (
+                "substrates" if own.tokenizer == reference.tokenizer else "tokenizers, and so on different substrates"
             )
-        if own.fingerprint != reference.fingerprint:
             raise TreeringError(
-                f"{first_name} and {name} stand on different substrates:\n  {first_name}: {reference.fingerprint}\n"
-                f"  {name}: {own.fingerprint}\nTrain the experts on one substrate."
+                f"{first_name} and {name} stand on different {what}:\n"
+                f"  {first_name}: substrate {reference.fingerprint}, tokenizer {reference.tokenizer}\n"
+                f"  {name}: substrate {own.fingerprint}, tokenizer {own.tokenizer}\n"
+                "Train the experts on one substrate."
             )
         if not torch.equal(backbone.embedding(expert).weight, backbone.embedding(first).weight):
             raise TreeringError(

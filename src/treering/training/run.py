@@ -194,6 +194,7 @@ def _arguments(settings: Training, corpus: corpora.Corpus, unfinished: Path) -> 
         remove_unused_columns=False,
         dataloader_drop_last=True,
         seed=settings.seed,
+        ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
     )
 
