@@ -313,5 +313,8 @@ def _names() -> str:
 def _write(path: Path, text: str) -> None:
     """A file is there whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)

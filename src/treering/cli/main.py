@@ -43,7 +43,7 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        _fail(f"{error.strerror}{where}. Nothing half-written was left behind.")
+        _fail(f"{error.strerror}{where}. What was complete before is still there.")
 
 
 def _fail(message: str) -> None:
