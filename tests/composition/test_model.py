@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from treering import substrate as substrates
 from treering.backbone import dock, embedding
@@ -66,6 +66,22 @@ def test_sampling_is_a_loop_over_full_forwards(experts, composed, prompt):
 def test_beam_search_with_caches_is_beam_search_without(composed, prompt):
     beams = [composed.generate(prompt, max_new_tokens=15, num_beams=4, use_cache=cached) for cached in (True, False)]
     assert beams[0].equal(beams[1])
+
+
+def test_a_cache_made_without_a_configuration_is_used_and_kept(experts, composed, prompt):
+    cache = DynamicCache()
+    with torch.no_grad():
+        composed(prompt[:, :-1], past_key_values=cache, use_cache=True)
+        assert cache.get_seq_length() == prompt.shape[1] - 1
+        last = composed(prompt[:, -1:], past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(last[:, -1], brute_force_logits(experts, prompt)[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_loss_is_the_mean_surprise_of_the_labels(experts, composed, prompt):
+    with torch.no_grad():
+        loss = composed(prompt, labels=prompt).loss
+    surprise = -brute_force_logits(experts, prompt)[0, :-1].log_softmax(-1)
+    torch.testing.assert_close(loss, surprise.gather(1, prompt[0, 1:, None]).mean())
 
 
 def test_left_padded_batch_is_each_row_alone(composed, tokenizer):

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from treering import backbone
@@ -119,11 +120,12 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Joined logits [batch, position, vocab] of the next token.
+        """Joined logits [batch, position, vocab] of the next token, and with ``labels`` [batch, position] their loss.
 
         ``past_key_values`` holds the layers of all experts one after the other, so that everything which reorders,
         crops or copies a cache (beam search, assisted decoding) works on the composition as on any model.
@@ -143,12 +145,17 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             ).logits
             for expert, cache in zip(self.experts.values(), self._caches(past_key_values), strict=True)
         ]
-        return CausalLMOutputWithPast(logits=self.rule(torch.stack(logits)), past_key_values=past_key_values)
+        joined = self.rule(torch.stack(logits))
+        loss = None if labels is None else ForCausalLMLoss(joined, labels, self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=joined, past_key_values=past_key_values)
 
     def _caches(self, cache: Cache | None) -> list[Cache | None]:
         """For each expert, a view of its own layers in the common cache (the layers are shared, not copied)."""
         if cache is None:
             return [None] * len(self.experts)
+        if cache.layer_class_to_replicate is not None:  # made without a configuration, it would grow as it is used
+            missing = sum(self.depths) - len(cache.layers)
+            cache.layers += [cache.layer_class_to_replicate() for _ in range(missing)]
         views: list[Cache | None] = []
         first = 0
         for depth in self.depths:
