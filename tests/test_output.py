@@ -67,6 +67,11 @@ def test_full_disk_is_explained(tmp_path, error):
         raise error
 
 
+def test_full_disk_of_a_directory_not_made_yet(tmp_path):
+    with pytest.raises(TreeringError, match="No space left on the disk"), explain_full_disk(tmp_path / "a" / "b"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_full_disk_is_found_behind_another_error(tmp_path):
     with pytest.raises(TreeringError, match="No space left on the disk"), explain_full_disk(tmp_path):
         try:

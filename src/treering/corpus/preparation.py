@@ -96,8 +96,7 @@ def prepare(
     checked = [as_source(source) for source in sources]
     _check(checked, tokenizer, block_size, validation)
     start, output = separator(tokenizer), Path(output)
-    disk = next(parent for parent in output.absolute().parents if parent.exists())
-    with explain_full_disk(disk), staged_directory(output) as staging:
+    with explain_full_disk(output.parent), staged_directory(output) as staging:
         with (
             Spool(staging / "tokens.spool", len(tokenizer)) as spool,
             HeldOut(staging / VALIDATION) as held_out,
