@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -20,13 +20,14 @@ from treering import __version__
 from treering import substrate as substrates
 from treering import tokenizer as tokenizers
 from treering.composition import compose_directories, load_model
-from treering.corpus import Corpus, Source, prepare, read_documents, split_of
+from treering.corpus import Source, prepare, training_texts
 from treering.errors import TreeringError
 from treering.evaluation import (
     DocumentLosses,
     Row,
     document_losses,
     generate,
+    held_out_texts,
     paired_change,
     rows,
     uniform_bits_per_byte,
@@ -65,18 +66,6 @@ QUICK = Size(4096, 64, "tiny", Training(tokens=150_000, evaluations=2), document
 
 
 @dataclass(frozen=True)
-class _Texts:
-    """The training pages of one language, read anew at every iteration."""
-
-    language: str
-
-    def __iter__(self) -> Iterator[str]:
-        for document in read_documents(f"embedded:{self.language}"):
-            if split_of(document.id, VALIDATION) == "train":
-                yield document.text
-
-
-@dataclass(frozen=True)
 class DemoResult:
     """Bits per byte of every model on every language, and what they say of the composition."""
 
@@ -97,9 +86,9 @@ def demo(output: str | os.PathLike[str], quick: bool = False, console: Console |
     output, size = Path(output), QUICK if quick else FULL
     _claim(output, size)
     tokenizer = _tokenizer(output / "tokenizer", size, console)
-    substrate = _substrate(output / "substrate", output / "tokenizer", size, console)
+    substrate = _substrate(output / "substrate", tokenizer, size, console)
     for expert, part in EXPERTS.items():
-        _expert(output, expert, part, size, console)
+        _expert(output, expert, part, tokenizer, size, console)
     if not (output / "composed").exists():
         _step(console, "composed", "the two experts, by the mean of their logits; nothing is trained")
         compose_directories({name: output / name for name in EXPERTS}, output / "composed")
@@ -150,28 +139,33 @@ def _claim(output: Path, size: Size) -> None:
 
 def _tokenizer(path: Path, size: Size, console: Console) -> PreTrainedTokenizerFast:
     if not path.exists():
-        _step(console, "tokenizer", f"{size.vocab_size:,} Unicode tokens from the training pages of {_names()}")
-        texts = {language: _Texts(language) for language in LANGUAGES}
+        _step(
+            console,
+            "tokenizer",
+            f"{size.vocab_size:,} Unicode tokens from the training pages of {', '.join(LANGUAGES)}",
+        )
+        texts = {language: training_texts(f"embedded:{language}", VALIDATION) for language in LANGUAGES}
         trained = tokenizers.train(texts, vocab_size=size.vocab_size)
         with staged_directory(path) as staging:
             tokenizers.save(trained, staging)
     return tokenizers.load(path)
 
 
-def _substrate(path: Path, tokenizer: Path, size: Size, console: Console) -> substrates.Substrate:
+def _substrate(path: Path, tokenizer: PreTrainedTokenizerFast, size: Size, console: Console) -> substrates.Substrate:
     if not path.exists():
         _step(
             console,
             "substrate",
             f"every token drawn with Unifont, {size.d_model} numbers each, never trained",
         )
-        loaded = tokenizers.load(tokenizer)
         with staged_directory(path) as staging:
-            substrates.build(loaded, size.d_model).save(staging, loaded)
+            substrates.build(tokenizer, size.d_model).save(staging, tokenizer)
     return substrates.load(path)
 
 
-def _expert(output: Path, expert: str, part: str, size: Size, console: Console) -> None:
+def _expert(
+    output: Path, expert: str, part: str, tokenizer: PreTrainedTokenizerFast, size: Size, console: Console
+) -> None:
     data = output / f"data-{expert}"
     if not data.exists():
         _step(console, f"data-{expert}", f"{expert} and half {part} of the English pages, packed")
@@ -180,7 +174,7 @@ def _expert(output: Path, expert: str, part: str, size: Size, console: Console) 
             Source(path="embedded:en", name="en", part=part),
         ]
         context = Backbone(preset=size.preset).shape().context
-        prepare(sources, tokenizers.load(output / "tokenizer"), data, block_size=context, validation=VALIDATION)
+        prepare(sources, tokenizer, data, block_size=context, validation=VALIDATION)
     if not (output / expert).exists():
         _step(console, expert, "an expert, trained apart from the other")
         recipe = ExpertRecipe(
@@ -193,17 +187,9 @@ def _expert(output: Path, expert: str, part: str, size: Size, console: Console) 
         train_expert(recipe, console)
 
 
-def _held_out(output: Path, size: Size) -> dict[str, list[str]]:
-    """Held-out pages by language; those of English come from both halves."""
-    documents: dict[str, dict[str, str]] = {language: {} for language in LANGUAGES}
-    for expert in EXPERTS:
-        for row in Corpus.load(output / f"data-{expert}").validation:
-            documents[row["source"]][row["id"]] = row["text"]
-    return {language: list(found.values())[: size.documents] for language, found in documents.items()}
-
-
 def _measure(output: Path, tokenizer: PreTrainedTokenizerFast, size: Size) -> DemoResult:
-    texts = _held_out(output, size)
+    held_out = held_out_texts(output / f"data-{expert}" for expert in EXPERTS)
+    texts = {language: held_out[language][: size.documents] for language in LANGUAGES}
     results = uniform_bits_per_byte(tokenizer, texts)
     losses: dict[str, dict[str, DocumentLosses]] = {}
     for name in (*EXPERTS, "composed"):
@@ -304,10 +290,6 @@ def _commands(size: Size) -> str:
 
 def _step(console: Console, name: str, what: str) -> None:
     console.print(f"[bold]{name}[/]  {what}", highlight=False)
-
-
-def _names() -> str:
-    return ", ".join(LANGUAGES)
 
 
 def _write(path: Path, text: str) -> None:

@@ -56,18 +56,16 @@ def bits(
 
 
 def _texts(files: list[str], corpora: list[str], limit: int | None) -> dict[str, list[str]]:
-    """Documents by the text's name; the same source held out in several corpora counts once."""
+    """Documents by the text's name."""
     from itertools import islice
     from pathlib import Path
 
-    from treering.corpus import Corpus, read_documents
+    from treering.corpus import read_documents
+    from treering.evaluation import held_out_texts
 
-    documents: dict[str, dict[str, str]] = {}
-    for corpus in corpora:
-        for row in Corpus.load(corpus).validation:
-            documents.setdefault(row["source"], {})[row["id"]] = row["text"]
+    texts = {source: found[:limit] for source, found in held_out_texts(corpora).items()}
     for file in files:
         name, _, path = file.rpartition("=")
         name = name or Path(path).name.partition(".")[0]
-        documents[name] = {document.id: document.text for document in islice(read_documents(path), limit)}
-    return {name: list(islice(found.values(), limit)) for name, found in documents.items()}
+        texts[name] = [document.text for document in islice(read_documents(path), limit)]
+    return texts

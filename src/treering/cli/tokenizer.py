@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -68,7 +67,7 @@ def train(
 ) -> None:
     """Train a tokenizer from which every Unicode string comes back exactly."""
     from treering import tokenizer as tokenizers
-    from treering.corpus import Source
+    from treering.corpus import Source, training_texts
     from treering.errors import TreeringError
     from treering.output import require_new, staged_directory
     from treering.tokenizer.layout import choose_layout
@@ -78,7 +77,7 @@ def train(
     if repeated := sorted({file for file in files if files.count(file) > 1}):
         raise TreeringError(f"{', '.join(repeated)}: given more than once; name each source once.")
     trained = tokenizers.train(
-        {file: _training_texts(Source(path=file, text_field=text_field), validation) for file in files},
+        {file: training_texts(Source(path=file, text_field=text_field), validation) for file in files},
         vocab_size,
         layout=layout.value if layout else None,
         merges=merges.value,
@@ -87,25 +86,6 @@ def train(
     with staged_directory(output) as directory:
         tokenizers.save(trained, directory)
     _print_description(tokenizers.describe(trained), json_output)
-
-
-def _training_texts(source: object, validation: float) -> Iterator[str]:
-    from treering.corpus import Source, read_documents, split_of
-    from treering.errors import TreeringError
-
-    assert isinstance(source, Source)
-    held_out = kept = 0
-    for document in read_documents(source):
-        if split_of(document.id, validation) == "validation":
-            held_out += 1
-        else:
-            kept += 1
-            yield document.text
-    if held_out and not kept:
-        raise TreeringError(
-            f"Every document of {source.path} is held out for validation ({held_out} in all). "
-            "Give more text, or train on all of it with --validation 0."
-        )
 
 
 @app.command()

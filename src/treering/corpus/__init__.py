@@ -1,6 +1,6 @@
 """Documents in, packed blocks of token IDs out."""
 
-from treering.corpus.documents import Document, read_documents
+from treering.corpus.documents import Document, read_documents, training_texts
 from treering.corpus.mixing import Mix
 from treering.corpus.packing import pack
 from treering.corpus.preparation import CorpusRecipe, prepare
@@ -21,4 +21,5 @@ __all__ = [
     "read_documents",
     "require_match",
     "split_of",
+    "training_texts",
 ]

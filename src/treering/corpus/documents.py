@@ -21,6 +21,7 @@ from treering.corpus.source import (
     Source,
     embedded,
     in_part,
+    split_of,
     suffixes,
     text_id,
 )
@@ -64,6 +65,27 @@ def read_documents(source: Source | str | os.PathLike[str], *, receipt: Receipt 
     source = as_source(source)
     receipt = Receipt() if receipt is None else receipt
     return _limited(source, receipt)
+
+
+def training_texts(source: Source | str | os.PathLike[str], validation: float) -> Iterator[str]:
+    """The texts that `treering.corpus.prepare` with this validation share does not hold out.
+
+    Raises:
+        TreeringError: the source cannot be read (see `read_documents`), or every document is held out.
+    """
+    source = as_source(source)
+    held_out = kept = 0
+    for document in read_documents(source):
+        if split_of(document.id, validation) == "validation":
+            held_out += 1
+        else:
+            kept += 1
+            yield document.text
+    if held_out and not kept:
+        raise TreeringError(
+            f"Every document of {source.path} is held out for validation ({held_out} in all). "
+            "Give more text, or train on all of it with --validation 0."
+        )
 
 
 def source_bytes(source: Source) -> int | None:

@@ -9,7 +9,7 @@ from treering.evaluation.bits import (
     uniform_losses,
 )
 from treering.evaluation.generation import generate, prompt_ids
-from treering.evaluation.table import Row, as_table, bits_per_byte, rows, uniform_bits_per_byte
+from treering.evaluation.table import Row, as_table, bits_per_byte, held_out_texts, rows, uniform_bits_per_byte
 
 __all__ = [
     "Change",
@@ -20,6 +20,7 @@ __all__ = [
     "bits_per_byte",
     "document_losses",
     "generate",
+    "held_out_texts",
     "paired_change",
     "prompt_ids",
     "rows",

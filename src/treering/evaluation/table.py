@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from treering.corpus import Corpus
 from treering.evaluation.bits import DocumentLosses, Score, document_losses, uniform_losses
 
 
@@ -34,6 +36,19 @@ def row(model: str, text: str, rule: str | None, score: Score) -> Row:
         high=round(score.high, 4),
         documents=score.documents,
     )
+
+
+def held_out_texts(directories: Iterable[str | os.PathLike[str]]) -> dict[str, list[str]]:
+    """Held-out documents of prepared corpora by source; one that several corpora hold out counts once.
+
+    Raises:
+        TreeringError: a directory is not a prepared corpus.
+    """
+    documents: dict[str, dict[str, str]] = {}
+    for directory in directories:
+        for row in Corpus.load(directory).validation:
+            documents.setdefault(row["source"], {})[row["id"]] = row["text"]
+    return {source: list(found.values()) for source, found in documents.items()}
 
 
 def bits_per_byte(
