@@ -82,9 +82,8 @@ def explain_full_disk(directory: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         if not any(_says_disk_full(cause) for cause in _causes(error)):
             raise
-        existing = next(
-            path for path in (Path(directory).absolute(), *Path(directory).absolute().parents) if path.exists()
-        )
+        place = Path(directory).absolute()
+        existing = next(path for path in (place, *place.parents) if path.exists())
         free = shutil.disk_usage(existing).free / 2**20
         raise TreeringError(
             f"No space left on the disk of {directory} ({free:.0f} MiB free). What was complete before is still there; "
