@@ -112,6 +112,16 @@ def test_the_same_call_gives_the_same_bytes(tokenizer: PreTrainedTokenizerFast, 
     assert other.fingerprint != made[0].fingerprint
 
 
+@pytest.mark.parametrize("before", ["file://", "local://", "simplecache::file://"])
+def test_a_url_of_a_file_here_names_no_directory(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, before: str
+) -> None:
+    source = Source(path=before + str(wordy(tmp_path / "a.jsonl", 90)))
+    corpus = prepare([source], tokenizer, tmp_path / "c", block_size=64)
+    assert corpus.manifest.sources[0].source.path == "a.jsonl"
+    assert str(tmp_path) not in corpus.manifest.model_dump_json()
+
+
 def test_texts_of_held_out_documents_are_not_trained_on_under_another_id(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

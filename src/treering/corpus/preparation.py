@@ -302,7 +302,8 @@ def _without_machine(source: Source) -> Source:
     path, plain = source.path, source.path.removeprefix(HUB_PREFIX)
     if "://" in path:
         url = urlsplit(path)
-        path = f"{url.scheme}://{url.hostname or ''}{url.path}"
+        of_machine = url.scheme in ("file", "local") or "::" in path  # fsspec chains protocols by ::
+        path = Path(url.path).name if of_machine else f"{url.scheme}://{url.hostname or ''}{url.path}"
     elif Path(plain).exists() or not (is_hub(source) or path.startswith(EMBEDDED_PREFIX)):
         path = Path(plain).absolute().name
     return source.model_copy(update={"path": path})
