@@ -88,6 +88,18 @@ def test_weights_parts_and_names(run: Run, tokenizer_directory: Path, tmp_path: 
     assert manifest.sources[0].documents == 150
 
 
+def test_calibration(run: Run, tokenizer_directory: Path, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "corpus", tmp_path / "corpus.yaml"
+    recipe.write_text(f"sources: ['embedded:ru']\ntokenizer: {tokenizer_directory}\noutput: {out}\ncalibration: 0.9\n")
+    code, printed, _ = run("data", "prepare", "--recipe", recipe, "--calibration", 0.02)
+    assert code == 0
+    manifest = Corpus.load(out).manifest
+    assert manifest.calibration_share == 0.02
+    assert f"\ncalibration: {manifest.calibration.documents} documents = " in printed
+    assert f" {manifest.validation.documents} + {manifest.calibration.documents} " in printed
+    assert run("data", "info", out)[1] == printed
+
+
 def test_a_recipe(run: Run, three_languages: list[Path], tokenizer_directory: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "corpus.yaml"
     recipe.write_text(
@@ -127,6 +139,7 @@ def test_the_recipe_in_the_documentation_is_one(tmp_path: Path) -> None:
         (["good.txt", "x=good.txt", "good.txt"], "Two sources are named good"),
         (["good.txt", "--max-document-mb", "0.00001"], "is longer than 10 bytes"),
         (["good.txt", "--validation", "7"], "from 0 to less than 1"),
+        (["good.txt", "--validation", "0.5", "--calibration", "0.6"], "together they must be less than 1"),
         (["good.txt", "-o", "taken"], "taken already exists"),
         (["embedded:xx"], "there are ru, zh, en"),
         ([], "SOURCE is missing"),

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from treering.corpus import (
     require_match,
     split_of,
     tokenising,
+    training_texts,
 )
 from treering.corpus.documents import Document
 from treering.errors import TreeringError
@@ -165,6 +167,100 @@ def test_no_validation_on_request(tokenizer: PreTrainedTokenizerFast, tmp_path: 
     assert corpus.manifest.train.documents == 5
 
 
+# ------------------------------------------------------------------------------------------ calibration
+
+
+@pytest.fixture(scope="module")
+def calibrated(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two languages, prepared as ``with`` and ``without`` a calibration share."""
+    directory = tmp_path_factory.mktemp("calibrated")
+    for name, share in (("with", 0.1), ("without", 0.0)):
+        sources = [Source(path=f"embedded:{language}", limit=300) for language in ("ru", "zh")]
+        prepare(sources, tokenizer, directory / name, block_size=128, calibration=share)
+    return directory
+
+
+def test_calibration_is_taken_from_training_alone(calibrated: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    corpus, plain = Corpus.load(calibrated / "with"), Corpus.load(calibrated / "without")
+    validation = [(calibrated / name / "validation.arrow").read_bytes() for name in ("with", "without")]
+    assert validation[0] == validation[1]
+    found = [(d, s) for s in ("ru", "zh") for d in read_documents(Source(path=f"embedded:{s}", limit=300))]
+    expected = [(d.id, s, d.text) for d, s in found if split_of(d.id, 0.05, 0.1) == "calibration"]
+    assert [(r["id"], r["source"], r["text"]) for r in corpus.calibration] == expected
+    assert not {r["id"] for r in corpus.validation} & {r["id"] for r in corpus.calibration}
+    whole, rest = (documents_in(stream_of(c), tokenizer.eos_token_id)[:-1] for c in (plain, corpus))
+    assert not [d for d in encode(tokenizer, corpus.calibration["text"]) if d in rest]
+    assert len([d for d in rest if d not in whole]) <= 1  # one that the remainder cut in the other
+
+
+def test_the_manifest_counts_calibration(calibrated: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    corpus = Corpus.load(calibrated / "with")
+    texts, m = corpus.calibration["text"], corpus.manifest
+    assert m.calibration_share == 0.1
+    assert m.calibration.documents == len(texts) > 40
+    assert m.calibration.tokens == sum(len(ids) + 1 for ids in encode(tokenizer, texts))
+    assert m.calibration.text_bytes == sum(len(text.encode()) for text in texts)
+    assert sum(s.calibration_tokens for s in m.sources) == m.calibration.tokens
+    for source in m.sources:
+        assert source.calibration_documents == corpus.calibration["source"][:].count(source.name)
+        sides = source.train_documents + source.validation_documents + source.calibration_documents
+        assert source.documents == sides + source.repeats_of_held_out
+    plain = load_manifest(calibrated / "without")
+    assert [s.tokens for s in m.sources] == [s.tokens for s in plain.sources]
+
+
+def test_without_a_share_calibration_is_empty(calibrated: Path) -> None:
+    corpus = Corpus.load(calibrated / "without")
+    assert len(corpus.calibration) == corpus.manifest.calibration.documents == 0
+    assert corpus.calibration.column_names == ["id", "source", "text"]
+
+
+def test_texts_for_a_tokenizer_are_neither_validated_nor_calibrated_on() -> None:
+    source = Source(path="embedded:ru", limit=300)
+    expected = [d.text for d in read_documents(source) if split_of(d.id, 0.05, 0.1) == "train"]
+    assert list(training_texts(source, 0.05, 0.1)) == expected
+    assert set(expected) < set(training_texts(source, 0.05))
+
+
+def test_texts_of_calibration_documents_are_not_trained_on_under_another_id(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    side = {split_of(str(n), 0.05, 0.1): str(n) for n in range(400)}
+    secret = "общая тайна двух страниц " * 3
+    b = lines(tmp_path / "b.jsonl", [{"id": side[name], "text": secret} for name in ("train", "calibration")])
+    a = wordy(tmp_path / "a.jsonl", 100)
+    corpus = prepare([a, b], tokenizer, tmp_path / "c", block_size=32, calibration=0.1)
+    assert corpus.manifest.sources[1].repeats_of_held_out == 1
+    assert "тайна" not in tokenizer.decode(stream_of(corpus))
+    assert secret in corpus.calibration["text"]
+
+
+def test_a_corpus_made_before_there_was_calibration_is_read(calibrated: Path, tmp_path: Path) -> None:
+    shutil.copytree(calibrated / "without", tmp_path / "old")
+    (tmp_path / "old" / "calibration.arrow").unlink()
+    path = tmp_path / "old" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for record in (manifest, *manifest["sources"]):
+        for field in [name for name in record if name.startswith("calibration")]:
+            del record[field]
+    assert "calibration_" not in json.dumps(manifest)
+    path.write_text(json.dumps(manifest))
+    old = Corpus.load(tmp_path / "old")
+    assert old.manifest == load_manifest(calibrated / "without")
+    assert len(old.calibration) == 0
+    assert old.calibration.column_names == ["id", "source", "text"]
+
+
+def test_a_lost_calibration_file_is_told(calibrated: Path, tmp_path: Path) -> None:
+    shutil.copytree(calibrated / "with", tmp_path / "c")
+    (tmp_path / "c" / "calibration.arrow").unlink()
+    with pytest.raises(TreeringError, match=r"calibration\.arrow is missing or damaged"):
+        Corpus.load(tmp_path / "c")
+
+
+# --------------------------------------------------------------------------------------- long documents
+
+
 def test_long_documents_are_tokenised_in_pieces(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +290,8 @@ def test_sides_without_documents(tokenizer: PreTrainedTokenizerFast, tmp_path: P
     assert "All 1 documents of a are held out" in refused([one], tokenizer, tmp_path / "c")
     few = wordy(tmp_path / "b.jsonl", 2)
     assert "None of the 2 documents is held out" in refused([few], tokenizer, tmp_path / "c")
+    shares = {"validation": 0, "calibration": 1e-9}
+    assert "--calibration 1e-09: there would be nothing to fit" in refused([few], tokenizer, tmp_path / "c", **shares)
     assert "part 7/1000" in refused([Source(path=few, part="7/1000")], tokenizer, tmp_path / "c")
     many = wordy(tmp_path / "d.jsonl", 100, words=1)
     assert "training documents have" in refused([many], tokenizer, tmp_path / "c", block_size=10**6)
@@ -206,6 +304,9 @@ def test_arguments(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     assert "named a" in refused([a, a], tokenizer, out)
     assert "b has none" in refused([Source(path=a, weight=1), Source(path=a, name="b")], tokenizer, out)
     assert "from 0 to less than 1" in refused([a], tokenizer, out, validation=1.5)
+    assert "calibration is -0.1" in refused([a], tokenizer, out, calibration=-0.1)
+    assert "calibration is nan" in refused([a], tokenizer, out, calibration=float("nan"))
+    assert "together they must be less than 1" in refused([a], tokenizer, out, validation=0.5, calibration=0.5)
     assert "at least 2 tokens" in refused([a], tokenizer, out, block_size=0)
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     assert "no end-of-text token" in refused([a], bare, out)

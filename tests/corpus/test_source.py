@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import pytest
 from hypothesis import given
@@ -20,14 +21,14 @@ def test_embedded_texts_are_as_published() -> None:
 
 
 def test_the_same_pages_are_held_out_in_every_language() -> None:
-    held_out = {
-        language: {d.id for d in read_documents(f"embedded:{language}") if split_of(d.id) == "validation"}
+    sides = {
+        language: {d.id: split_of(d.id, 0.05, 0.03) for d in read_documents(f"embedded:{language}")}
         for language in ("ru", "zh", "en")
     }
-    in_english = {d.id for d in read_documents("embedded:en")}
-    assert held_out["ru"] & in_english <= held_out["en"]
-    trained = in_english - held_out["en"]
-    assert not trained & (held_out["ru"] | held_out["zh"])
+    for one, other in itertools.combinations(sides.values(), 2):
+        shared = one.keys() & other.keys()
+        assert {one[i] for i in shared} == {"train", "validation", "calibration"}
+        assert all(one[i] == other[i] for i in shared)
 
 
 def test_english_halves_share_nothing_and_miss_nothing() -> None:
@@ -43,6 +44,21 @@ def test_split_is_the_written_rule(document_id: str, share: float) -> None:
     digest = hashlib.sha256(b"treering validation\0" + encoded).digest()
     expected = "validation" if int.from_bytes(digest[:6], "big") < share * 2**48 else "train"
     assert split_of(document_id, share) == expected
+
+
+@given(st.text(), st.floats(0, 0.5), st.floats(0, 0.49))
+def test_calibration_takes_from_training_only_what_is_next_to_validation(
+    document_id: str, validation: float, calibration: float
+) -> None:
+    split = split_of(document_id, validation, calibration)
+    assert (split == "validation") == (split_of(document_id, validation) == "validation")
+    assert (split == "train") == (split_of(document_id, validation + calibration) == "train")
+
+
+def test_calibration_has_its_share_of_many_ids() -> None:
+    ids = [str(n) for n in range(50_000)]
+    set_apart = sum(split_of(i, 0.05, 0.01) == "calibration" for i in ids)
+    assert abs(set_apart - 500) < 3 * (50_000 * 0.01 * 0.99) ** 0.5
 
 
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))

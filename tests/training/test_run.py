@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from treering.backbone import blocks, embedding
-from treering.corpus import Corpus
 from treering.errors import Interrupted, TreeringError
 from treering.training import Training
 from treering.training import run as run_module
@@ -175,7 +175,7 @@ def test_a_corpus_smaller_than_a_step_is_refused(run, model, tmp_path):
 def test_a_corpus_of_another_tokenizer_is_refused(run, model, settings, tmp_path, corpus, tokenizer, monkeypatch):
     other = corpus.manifest.tokenizer.model_copy(update={"identity": "0" * 64})
     manifest = corpus.manifest.model_copy(update={"tokenizer": other})
-    stranger = Corpus(corpus.train, corpus.validation, manifest, corpus.fingerprint)
+    stranger = replace(corpus, manifest=manifest)
     with pytest.raises(TreeringError, match="0" * 64):
         run_module.train(model, tokenizer, stranger, tmp_path / "out", settings)
 

@@ -63,6 +63,9 @@ def prepare(
     ] = None,
     block_size: Annotated[int | None, typer.Option(help="tokens in a training block (default 512)", min=2)] = None,
     validation: Annotated[float | None, typer.Option(help="share of the documents to hold out (default 0.05)")] = None,
+    calibration: Annotated[
+        float | None, typer.Option(help="share to hold out besides, for fitting compositions (default 0)")
+    ] = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=SHARE", help="share of the training tokens; for all or none"),
@@ -99,6 +102,7 @@ def prepare(
         "output": output,
         "block_size": block_size,
         "validation": validation,
+        "calibration": calibration,
         "mix": mix and mix.value,
         "seed": seed,
     }
@@ -134,6 +138,7 @@ def prepare(
         chosen.output,
         block_size=chosen.block_size,
         validation=chosen.validation,
+        calibration=chosen.calibration,
         mix=chosen.mix,
         seed=chosen.seed,
         console=console,
@@ -190,13 +195,19 @@ def _show(manifest: Manifest, json: bool) -> None:
         return
     console = results()
     console.print(_table(manifest))
-    train, held_out = manifest.train, manifest.validation
+    train = manifest.train
+    held_out = {"validation": manifest.validation}
+    if manifest.calibration_share:
+        held_out["calibration"] = manifest.calibration
     console.print(
         f"train: {train.blocks:,} blocks of {manifest.block_size} = {train.tokens:,} tokens "
-        f"({train.dropped_tokens} dropped at the end)\n"
-        f"validation: {held_out.documents:,} documents = {held_out.tokens:,} tokens, "
-        f"{held_out.text_bytes:,} bytes\n"
+        f"({train.dropped_tokens} dropped at the end)",
+        *(
+            f"{name}: {record.documents:,} documents = {record.tokens:,} tokens, {record.text_bytes:,} bytes"
+            for name, record in held_out.items()
+        ),
         f"tokenizer: {manifest.tokenizer.identity[:16]}… with {manifest.tokenizer.vocab_size:,} tokens",
+        sep="\n",
         highlight=False,
     )
 
@@ -210,12 +221,13 @@ def _table(manifest: Manifest) -> Table:
     for header in ("documents", "MB", "bytes/token", "held out", "train tokens", "passes", "share"):
         table.add_column(header, justify="right", no_wrap=True)
     for source in manifest.sources:
+        calibration = f" + {source.calibration_documents:,}" if manifest.calibration_share else ""
         table.add_row(
             f"{source.name} {source.source.part}" if source.source.part else source.name,
             f"{source.documents:,}",
             f"{source.text_bytes / 1e6:,.2f}",
             f"{source.text_bytes / (source.tokens - source.documents):.2f}",
-            f"{source.validation_documents:,}",
+            f"{source.validation_documents:,}{calibration}",
             f"{source.used_tokens:,}",
             f"{source.passes:.2f}",
             f"{source.share:.1%}",

@@ -67,8 +67,10 @@ def read_documents(source: Source | str | os.PathLike[str], *, receipt: Receipt 
     return _limited(source, receipt)
 
 
-def training_texts(source: Source | str | os.PathLike[str], validation: float) -> Iterator[str]:
-    """The texts that `treering.corpus.prepare` with this validation share does not hold out.
+def training_texts(
+    source: Source | str | os.PathLike[str], validation: float, calibration: float = 0.0
+) -> Iterator[str]:
+    """The texts that `treering.corpus.prepare` with these shares does not hold out.
 
     Raises:
         TreeringError: the source cannot be read (see `read_documents`), or every document is held out.
@@ -76,14 +78,14 @@ def training_texts(source: Source | str | os.PathLike[str], validation: float) -
     source = as_source(source)
     held_out = kept = 0
     for document in read_documents(source):
-        if split_of(document.id, validation) == "validation":
-            held_out += 1
-        else:
+        if split_of(document.id, validation, calibration) == "train":
             kept += 1
             yield document.text
+        else:
+            held_out += 1
     if held_out and not kept:
         raise TreeringError(
-            f"Every document of {source.path} is held out for validation ({held_out} in all). "
+            f"Every document of {source.path} is held out ({held_out} in all). "
             "Give more text, or train on all of it with --validation 0."
         )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from treering.corpus.documents import as_source, is_hub, read_documents, source_
 from treering.corpus.mixing import Mix, choose, scatter, targets
 from treering.corpus.packing import pack, write_blocks
 from treering.corpus.prepared import (
+    CALIBRATION,
     FORMAT_VERSION,
     MANIFEST,
     ORDER,
@@ -28,13 +30,13 @@ from treering.corpus.prepared import (
     VALIDATION,
     Corpus,
     FileRecord,
+    HeldOutRecord,
     Manifest,
     SourceRecord,
     TokenizerRecord,
     TrainRecord,
-    ValidationRecord,
 )
-from treering.corpus.source import EMBEDDED_PREFIX, HUB_PREFIX, Source, split_of
+from treering.corpus.source import EMBEDDED_PREFIX, HUB_PREFIX, Source, Split, split_of
 from treering.corpus.spool import HeldOut, Spool
 from treering.corpus.streams import Receipt
 from treering.corpus.tokenising import tokenise
@@ -56,6 +58,7 @@ class CorpusRecipe(Schema):
     output: str = Field(description="directory of the prepared corpus")
     block_size: int = Field(default=512, description="tokens in a training block")
     validation: float = Field(default=0.05, description="share of the documents to hold out")
+    calibration: float = Field(default=0.0, description="share of the documents to hold out for calibration")
     mix: Mix = Field(default="subsample", description="how weights are reached")
     seed: int = Field(default=0, ge=0, description="of the order of documents")
 
@@ -67,6 +70,7 @@ def prepare(
     *,
     block_size: int = 512,
     validation: float = 0.05,
+    calibration: float = 0.0,
     mix: Mix = "subsample",
     seed: int = 0,
     console: Console | None = None,
@@ -84,36 +88,41 @@ def prepare(
 
     Args:
         validation: share of the documents to hold out, in [0, 1); 0 holds out nothing.
+        calibration: share to hold out besides, for fitting what is then measured on the validation documents.
         console: where progress is shown, if it is a terminal.
 
     Raises:
         TreeringError: a source cannot be read (see `read_documents`), the tokenizer has no end-of-text
-            token, one side has no document or not one block, names or weights do not fit, the output exists,
-            or the disk is full.
+            token, one side has no document or not one block, shares, names or weights do not fit, the output
+            exists, or the disk is full.
     """
     from treering.tokenizer import identity, separator
 
     checked = [as_source(source) for source in sources]
-    _check(checked, tokenizer, block_size, validation)
+    _check(checked, block_size)
+    _check_shares(validation, calibration)
     start, output = separator(tokenizer), Path(output)
     with explain_full_disk(output.parent), staged_directory(output) as staging:
         with (
             Spool(staging / "tokens.spool", len(tokenizer)) as spool,
-            HeldOut(staging / VALIDATION) as held_out,
+            HeldOut(staging / VALIDATION) as validating,
+            HeldOut(staging / CALIBRATION) as calibrating,
             _progress(console) as report,
         ):
-            reader = _Reader(tokenizer, validation, spool, held_out, report)
+            shares: dict[Split, float] = {"validation": validation, "calibration": calibration}
+            held_out: dict[Split, HeldOut] = {"validation": validating, "calibration": calibrating}
+            reader = _Reader(tokenizer, shares, spool, held_out, report)
             readings = [reader.read(source) for source in checked]
             tokens = spool.lengths() + np.uint32(1)  # with the separator
-            repeats = spool.repeated(held_out.hashes)
+            repeats = spool.repeated(itertools.chain(validating.hashes, calibrating.hashes))
             trainable = [
                 (reading.first + np.flatnonzero(~repeats[reading.range])).astype(np.uint32) for reading in readings
             ]
-            _require_documents(readings, trainable, held_out, validation)
+            _require_documents(readings, trainable, held_out, shares)
             chosen = _choose(checked, trainable, tokens, mix, seed)
             selection = np.concatenate(chosen)
             total = _sum(tokens[selection])
-            _require_blocks(total, held_out.tokens, block_size, validation)
+            _require_blocks(total, validating.tokens, block_size, validation)
             order = selection[scatter(len(selection), seed)]
             blocks, digest = write_blocks(staging / TRAIN, pack(spool.read(order), block_size, start), block_size)
         manifest = Manifest(
@@ -126,11 +135,13 @@ def prepare(
                     documents=reading.documents,
                     empty_documents=reading.receipt.empty_documents,
                     text_bytes=reading.text_bytes,
-                    tokens=_sum(tokens[reading.range]) + reading.validation_tokens,
+                    tokens=_sum(tokens[reading.range]) + reading.held_out_tokens.total(),
                     train_documents=len(able),
                     train_tokens=_sum(tokens[able]),
-                    validation_documents=reading.validation_documents,
-                    validation_tokens=reading.validation_tokens,
+                    validation_documents=reading.held_out["validation"],
+                    validation_tokens=reading.held_out_tokens["validation"],
+                    calibration_documents=reading.held_out["calibration"],
+                    calibration_tokens=reading.held_out_tokens["calibration"],
                     repeats_of_held_out=int(repeats[reading.range].sum()),
                     used_documents=len(used),
                     used_tokens=_sum(tokens[used]),
@@ -146,6 +157,7 @@ def prepare(
             ),
             block_size=block_size,
             validation_share=validation,
+            calibration_share=calibration,
             mix=mix,
             seed=seed,
             split_rule=SPLIT_RULE,
@@ -157,9 +169,8 @@ def prepare(
                 dropped_tokens=total - blocks * block_size,
                 sha256=digest,
             ),
-            validation=ValidationRecord(
-                documents=held_out.documents, tokens=held_out.tokens, text_bytes=held_out.text_bytes
-            ),
+            validation=_record(validating),
+            calibration=_record(calibrating),
         )
         (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Corpus.load(output)
@@ -168,13 +179,11 @@ def prepare(
 # ---------------------------------------------------------------------------------------------- checks
 
 
-def _check(sources: list[Source], tokenizer: PreTrainedTokenizerFast, block_size: int, validation: float) -> None:
+def _check(sources: list[Source], block_size: int) -> None:
     if not sources:
         raise TreeringError("There is nothing to prepare: name at least one source.")
     if block_size < 2:
         raise TreeringError(f"block_size is {block_size}; a block needs at least 2 tokens.")
-    if not 0 <= validation < 1:
-        raise TreeringError(f"validation is {validation}; it is a share of the documents, from 0 to less than 1.")
     twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
     if twice:
         raise TreeringError(
@@ -188,8 +197,22 @@ def _check(sources: list[Source], tokenizer: PreTrainedTokenizerFast, block_size
         )
 
 
+def _check_shares(validation: float, calibration: float) -> None:
+    for name, share in (("validation", validation), ("calibration", calibration)):
+        if not 0 <= share < 1:
+            raise TreeringError(f"{name} is {share}; it is a share of the documents, from 0 to less than 1.")
+    if validation + calibration >= 1:
+        raise TreeringError(
+            f"validation ({validation}) and calibration ({calibration}) are shares of the same documents: together "
+            "they must be less than 1, or nothing is left to train on."
+        )
+
+
 def _require_documents(
-    readings: list[_Reading], trainable: list[NDArray[np.uint32]], held_out: HeldOut, validation: float
+    readings: list[_Reading],
+    trainable: list[NDArray[np.uint32]],
+    held_out: Mapping[Split, HeldOut],
+    shares: Mapping[Split, float],
 ) -> None:
     for reading, able in zip(readings, trainable, strict=True):
         if not reading.documents:
@@ -197,15 +220,18 @@ def _require_documents(
         if not len(able) and (reading.source.weight or not any(map(len, trainable))):
             raise TreeringError(
                 f"All {reading.documents} documents of {reading.source.name} are held out: none is left "
-                "to train on. Give more text or smaller documents (--document line), or lower --validation."
+                "to train on. Give more text or smaller documents (--document line), or lower the shares held out "
+                "(--validation, --calibration)."
             )
-    if validation and not held_out.documents:
-        documents = sum(reading.documents for reading in readings)
-        raise TreeringError(
-            f"None of the {documents} documents is held out at --validation {validation:g}: there would "
-            "be nothing to measure on. Give more text or smaller documents (--document paragraph or line), a "
-            "larger --validation, or --validation 0 to do without."
-        )
+    for split, share in shares.items():
+        if share and not held_out[split].documents:
+            documents = sum(reading.documents for reading in readings)
+            purpose = "measure" if split == "validation" else "fit"
+            raise TreeringError(
+                f"None of the {documents} documents is held out at --{split} {share:g}: there would be nothing to "
+                f"{purpose} on. Give more text or smaller documents (--document paragraph or line), a larger "
+                f"--{split}, or --{split} 0 to do without."
+            )
 
 
 def _require_blocks(train: int, held_out: int, block_size: int, validation: float) -> None:
@@ -233,8 +259,8 @@ class _Reading:
     last: int = 0
     documents: int = 0
     text_bytes: int = 0
-    validation_documents: int = 0
-    validation_tokens: int = 0
+    held_out: Counter[Split] = field(default_factory=Counter)
+    held_out_tokens: Counter[Split] = field(default_factory=Counter)
     receipt: Receipt = field(default_factory=Receipt)
 
     @property
@@ -245,9 +271,9 @@ class _Reading:
 @dataclass(frozen=True)
 class _Reader:
     tokenizer: PreTrainedTokenizerFast
-    validation: float
+    shares: Mapping[Split, float]
     spool: Spool
-    held_out: HeldOut
+    held_out: Mapping[Split, HeldOut]
     report: Callable[[_Reading, int], None]
 
     def read(self, source: Source) -> _Reading:
@@ -259,12 +285,13 @@ class _Reader:
             text_hash = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
             reading.documents += 1
             reading.text_bytes += len(text)
-            if split_of(document.id, self.validation) == "validation":
-                reading.validation_documents += 1
-                reading.validation_tokens += len(ids) + 1
-                self.held_out.append(document, source.name, text_hash, len(text), len(ids) + 1)
-            else:
+            split = split_of(document.id, self.shares["validation"], self.shares["calibration"])
+            if split == "train":
                 self.spool.append(ids, text_hash)
+            else:
+                reading.held_out[split] += 1
+                reading.held_out_tokens[split] += len(ids) + 1
+                self.held_out[split].append(document, source.name, text_hash, len(text), len(ids) + 1)
             self.report(reading, len(ids))
         reading.last = len(self.spool)
         return reading
@@ -295,6 +322,10 @@ def _sum(counts: NDArray[np.integer]) -> int:
 
 
 # -------------------------------------------------------------------------------------------- manifest
+
+
+def _record(held_out: HeldOut) -> HeldOutRecord:
+    return HeldOutRecord(documents=held_out.documents, tokens=held_out.tokens, text_bytes=held_out.text_bytes)
 
 
 def _without_machine(source: Source) -> Source:

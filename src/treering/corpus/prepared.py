@@ -1,4 +1,4 @@
-"""A prepared corpus: packed training blocks, whole held-out documents, and the manifest of both."""
+"""A prepared corpus: packed training blocks, whole held-out documents, and the manifest of all."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FORMAT_VERSION = 1
-MANIFEST, TRAIN, VALIDATION = "manifest.json", "train.arrow", "validation.arrow"
+MANIFEST, TRAIN, VALIDATION, CALIBRATION = "manifest.json", "train.arrow", "validation.arrow", "calibration.arrow"
 SPLIT_RULE = (
     "validation if the first 48 bits of SHA-256('treering validation' NUL id), as a fraction of 2^48, are "
-    "below the validation share; id = the document's own, or the first 128 bits of SHA-256(text) in hex"
+    "below the validation share; else calibration if they are below the sum of both shares; else training; "
+    "id = the document's own, or the first 128 bits of SHA-256(text) in hex"
 )
 ORDER = "documents of the mix sorted by SplitMix64 of position and seed; </s> before each; cut into blocks"
 
@@ -50,6 +51,8 @@ class SourceRecord(Schema):
     train_tokens: int
     validation_documents: int
     validation_tokens: int
+    calibration_documents: int = 0
+    calibration_tokens: int = 0
     repeats_of_held_out: int
     used_documents: int
     used_tokens: int
@@ -80,8 +83,8 @@ class TrainRecord(Schema):
     sha256: str
 
 
-class ValidationRecord(Schema):
-    """Totals of ``validation.arrow``; ``tokens`` include one separator per document."""
+class HeldOutRecord(Schema):
+    """Totals of ``validation.arrow`` or ``calibration.arrow``; ``tokens`` include one separator per document."""
 
     documents: int
     tokens: int
@@ -89,19 +92,21 @@ class ValidationRecord(Schema):
 
 
 class Manifest(Schema):
-    """Everything that says which tokens a model has read."""
+    """Everything that says which tokens a model has read; one written before there was calibration has none."""
 
     format_version: int
     sources: list[SourceRecord]
     tokenizer: TokenizerRecord
     block_size: int
     validation_share: float
+    calibration_share: float = 0.0
     mix: Mix
     seed: int
     split_rule: str
     order: str
     train: TrainRecord
-    validation: ValidationRecord
+    validation: HeldOutRecord
+    calibration: HeldOutRecord = HeldOutRecord(documents=0, tokens=0, text_bytes=0)
 
 
 @dataclass(frozen=True)
@@ -111,12 +116,14 @@ class Corpus:
     Attributes:
         train: column ``input_ids``, exactly ``manifest.block_size`` IDs a row.
         validation: whole held-out documents, columns ``id``, ``source``, ``text``.
-        manifest: where both come from.
+        calibration: more of them with the same columns, to fit small things on that are measured on ``validation``.
+        manifest: where all come from.
         fingerprint: SHA-256 of the manifest, which holds the hash of the training tokens.
     """
 
     train: Dataset
     validation: Dataset
+    calibration: Dataset
     manifest: Manifest
     fingerprint: str
 
@@ -131,7 +138,9 @@ class Corpus:
         manifest, fingerprint = _read_manifest(directory)
         train = _map(directory / TRAIN, manifest.train.blocks)
         validation = _map(directory / VALIDATION, manifest.validation.documents)
-        return cls(train, validation, manifest, fingerprint)
+        set_apart = manifest.calibration.documents  # without any, there may be no file
+        calibration = _map(directory / CALIBRATION, set_apart) if set_apart else validation.select(range(0))
+        return cls(train, validation, calibration, manifest, fingerprint)
 
 
 def load_manifest(directory: str | os.PathLike[str]) -> Manifest:

@@ -28,7 +28,7 @@ FORMATS = {
     ".parquet": "parquet",
 }
 
-Split = Literal["train", "validation"]
+Split = Literal["train", "validation", "calibration"]
 
 
 class Source(Schema):
@@ -93,13 +93,16 @@ def embedded(language: str) -> Path:
     return Path(str(resources.files("treering.corpus") / "embedded" / name))
 
 
-def split_of(document_id: str, validation: float = 0.05) -> Split:
+def split_of(document_id: str, validation: float = 0.05, calibration: float = 0.0) -> Split:
     """The side a document is on, decided by the SHA-256 of its id and nothing else.
 
     So the same page is held out in every language, whatever is added to a corpus later. A larger
-    ``validation`` holds out the same documents and more.
+    ``validation`` holds out the same documents and more; ``calibration`` takes documents from training only.
     """
-    return "validation" if _position(document_id, "treering validation") < validation else "train"
+    position = _position(document_id, "treering validation")
+    if position < validation:
+        return "validation"
+    return "calibration" if position < validation + calibration else "train"
 
 
 def in_part(document_id: str, part: str | None) -> bool:

@@ -74,7 +74,7 @@ class Spool:
 
 
 class HeldOut:
-    """The Arrow file of whole held-out documents, in the order they were read."""
+    """An Arrow file of whole held-out documents, in the order they were read."""
 
     def __init__(self, path: Path) -> None:
         from datasets import Features, Value
