@@ -62,6 +62,7 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
         "substrate": substrate.fingerprint,
         "corpus": corpus.fingerprint,
         "sources": [source.name for source in corpus.manifest.sources],
+        "data": corpus.manifest.model_dump(mode="json"),
         "backbone": model.config.to_dict(),
     }
     return train(model, tokenizer, corpus, os.fspath(recipe.output), recipe.training, origin, console)
