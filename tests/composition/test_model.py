@@ -5,31 +5,97 @@ import json
 import os
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.generation.streamers import BaseStreamer
 
 from treering import substrate as substrates
 from treering.backbone import dock, embedding
 from treering.composition import ComposedModel, compose
 from treering.errors import TreeringError
 
+EXPERTS = {"deep": (1, 3, "gpt_neox"), "shallow": (2, 1, "gpt_neox"), "llama": (3, 2, "llama")}
+RULES = [
+    "mean",
+    "weighted",
+    "weighted:pool=log",
+    "probability",
+    "evidence",
+    "evidence:switch=0.1",
+    "top_k",
+    "top_k:k=2",
+    "top_k:k=2,switch=0.1",
+    "gate:switch=0.1",
+    "gate:pool=log",
+    "adapter",
+]
+
 
 @pytest.fixture(scope="module")
 def experts(expert):
-    return {"deep": expert(1, layers=3), "shallow": expert(2, layers=1), "llama": expert(3, family="llama")}
+    return {name: expert(seed, layers, family) for name, (seed, layers, family) in EXPERTS.items()}
+
+
+@pytest.fixture(scope="module")
+def any_rule(experts):
+    """The experts joined by a rule; weights are unequal, and what could be fitted is far from its start."""
+
+    def make(spec: str) -> ComposedModel:
+        equal = spec.startswith("top_k") and "switch" in spec  # see ComposedModel on sparse decoding
+        records = {name: {"weight": 1.0 if equal else weight} for name, weight in zip(experts, (1, 3, 2), strict=True)}
+        model = compose(experts, spec, records)
+        generator = torch.Generator().manual_seed(7)
+        for parameter in model.fusion.values():
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+        return model
+
+    return make
 
 
 @pytest.fixture(scope="module")
 def composed(experts):
-    return compose(experts)
+    return compose(experts, "mean")
 
 
 @pytest.fixture(scope="module")
 def prompt(tokenizer):
     return torch.tensor([tokenizer("To open this dialog, choose")["input_ids"]])
+
+
+def brute_force(experts, model, input_ids):
+    """The next token's distribution [vocab] after a text [1, position], written down once more and plainly."""
+    name, _, text = str(model.rule).partition(":")
+    options = dict(part.split("=") for part in text.split(",") if part)
+    with torch.no_grad():
+        outputs = [expert(input_ids=input_ids, output_hidden_states=True) for expert in experts.values()]
+    logs = [output.logits[0].double().log_softmax(-1) for output in outputs]
+    prior = torch.tensor([record["weight"] for record in model.config.experts], dtype=torch.float64)
+    prior /= prior.sum()
+    equal = torch.full_like(prior, 1 / len(prior))
+    weights = prior.clone()
+    switch = float(options.get("switch", 0))
+    for position in range(1, input_ids.shape[1]):
+        weights *= torch.stack([log[position - 1, input_ids[0, position]].exp() for log in logs])
+        weights /= weights.sum()
+        weights = (1 - switch) * weights + switch * prior
+    final = torch.cat([output.hidden_states[-1][0, -1] for output in outputs]).double()
+    last = torch.stack([log[-1] for log in logs])
+    if name == "top_k":
+        weights[weights < weights.sort(descending=True).values[int(options.get("k", 1)) - 1]] = 0
+        weights /= weights.sum()
+    if name == "gate":
+        inputs = torch.cat([final, weights.log(), torch.ones(1)])
+        weights = (model.fusion["gate"].double() @ inputs).softmax(0)
+    if name == "adapter":
+        return (model.fusion["adapter"].double() @ final).softmax(-1)
+    weights = {"mean": equal, "probability": equal, "weighted": prior}.get(name, weights)
+    if name == "mean" or options.get("pool") == "log":
+        return (weights @ last).softmax(-1)
+    return weights @ last.exp()
 
 
 def brute_force_logits(experts, input_ids):
@@ -42,30 +108,111 @@ def test_forward_is_the_mean_of_the_experts(experts, composed, prompt):
         torch.testing.assert_close(composed(prompt).logits, brute_force_logits(experts, prompt))
 
 
-def test_greedy_generation_is_a_loop_over_full_forwards(experts, composed, prompt):
-    expected = prompt
+@pytest.mark.parametrize("spec", RULES)
+def test_forward_is_the_rule_at_every_position(experts, any_rule, prompt, spec):
+    model = any_rule(spec)
+    with torch.no_grad():
+        distributions = model(prompt).logits[0].softmax(-1)
+    for position in range(prompt.shape[1]):
+        expected = brute_force(experts, model, prompt[:, : position + 1])
+        torch.testing.assert_close(distributions[position].double(), expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", RULES)
+def test_greedy_generation_is_a_loop_over_full_forwards(experts, any_rule, prompt, spec):
+    model, expected = any_rule(spec), prompt
     for _ in range(20):
-        token = brute_force_logits(experts, expected)[:, -1].argmax(-1, keepdim=True)
+        token = brute_force(experts, model, expected).argmax()[None, None]
         expected = torch.cat([expected, token], dim=1)
-    assert composed.generate(prompt, max_new_tokens=20, min_new_tokens=20, do_sample=False, eos_token_id=-1).equal(
-        expected
-    )
+    assert model.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=-1).equal(expected)
 
 
-def test_sampling_is_a_loop_over_full_forwards(experts, composed, prompt):
+@pytest.mark.parametrize("spec", RULES)
+def test_sampling_is_a_loop_over_full_forwards(experts, any_rule, prompt, spec):
+    model, expected = any_rule(spec), prompt
     torch.manual_seed(0)
-    expected = prompt
     for _ in range(20):
-        probabilities = brute_force_logits(experts, expected)[:, -1].softmax(-1)
-        expected = torch.cat([expected, torch.multinomial(probabilities, 1)], dim=1)
+        distribution = brute_force(experts, model, expected).float()[None]
+        expected = torch.cat([expected, torch.multinomial(distribution, 1)], dim=1)
     torch.manual_seed(0)
-    sampled = composed.generate(prompt, max_new_tokens=20, do_sample=True, top_k=0, eos_token_id=-1)
+    sampled = model.generate(prompt, max_new_tokens=20, do_sample=True, top_k=0, eos_token_id=-1)
     assert sampled.equal(expected)
 
 
-def test_beam_search_with_caches_is_beam_search_without(composed, prompt):
-    beams = [composed.generate(prompt, max_new_tokens=15, num_beams=4, use_cache=cached) for cached in (True, False)]
+@pytest.mark.parametrize("spec", RULES)
+def test_beam_search_with_caches_is_beam_search_without(any_rule, prompt, spec):
+    model = any_rule(spec)
+    beams = [model.generate(prompt, max_new_tokens=15, num_beams=4, use_cache=cached) for cached in (True, False)]
     assert beams[0].equal(beams[1])
+
+
+@pytest.mark.parametrize("spec", RULES)
+def test_assisted_decoding_is_greedy_decoding(any_rule, tokenizer, spec):
+    """Prompt lookup crops the cache wherever a guess was wrong."""
+    model = any_rule(spec)
+    prompt = torch.tensor([tokenizer("To open this dialog, choose. To open this dialog, choose. To open")["input_ids"]])
+    options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": -1}
+    assisted = model.generate(prompt, prompt_lookup_num_tokens=3, **options)
+    assert assisted.equal(model.generate(prompt, **options))
+
+
+@pytest.mark.parametrize("spec", RULES)
+def test_left_padded_batch_is_each_row_alone(any_rule, tokenizer, spec):
+    model, texts = any_rule(spec), ["To open", "Чтобы открыть диалоговое окно", "要打开"]
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "left"
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    together = model.generate(**batch, max_new_tokens=12, do_sample=False, eos_token_id=-1)[:, -12:]
+    for text, row in zip(texts, together, strict=True):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        alone = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=-1)
+        assert alone[0, -12:].equal(row)
+
+
+@pytest.mark.parametrize("spec", RULES)
+def test_a_text_read_in_pieces_is_the_text_read_at_once(any_rule, tokenizer, spec):
+    model, cache, pieces = any_rule(spec), DynamicCache(), []
+    ids = torch.tensor([tokenizer("To open this dialog, choose 要打开此对话框 and OK")["input_ids"]])
+    with torch.no_grad():
+        for piece in ids.split([3, 1, 1, 4, ids.shape[1] - 9], dim=1):
+            pieces.append(model(piece, past_key_values=cache, use_cache=True).logits)
+        whole = model(ids).logits
+        kept = model(ids, logits_to_keep=torch.tensor([2, 5])).logits
+    torch.testing.assert_close(torch.cat(pieces, 1).softmax(-1), whole.softmax(-1), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(kept, whole[:, [2, 5]])
+
+
+def test_streaming_gives_what_generation_returns(any_rule, tokenizer, prompt):
+    class Collect(BaseStreamer):
+        ids: ClassVar[list[int]] = []
+
+        def put(self, value):
+            self.ids += value.flatten().tolist()
+
+        def end(self):
+            pass
+
+    whole = any_rule("evidence").generate(prompt, max_new_tokens=10, do_sample=False, streamer=Collect())
+    assert Collect.ids == whole[0].tolist()
+
+
+def test_evidence_begins_anew_with_each_text(any_rule, prompt):
+    model = any_rule("evidence")
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1}
+    first = model.generate(prompt, **options)
+    model.generate(prompt.flip(1), **options)
+    assert model.generate(prompt, **options).equal(first)
+
+
+def test_sparse_decoding_runs_only_the_credible(any_rule, prompt):
+    model, ran = any_rule("top_k"), dict.fromkeys(EXPERTS, 0)
+    for name, expert in model.named_experts():
+        expert.register_forward_hook(lambda *_, name=name: ran.update({name: ran[name] + 1}))
+        expert.base_model.register_forward_hook(lambda *_, name=name: ran.update({name: ran[name] + 1}))
+    model.generate(prompt, max_new_tokens=60, min_new_tokens=60, do_sample=False)
+    assert max(ran.values()) == 60
+    assert sum(ran.values()) < 60 * 1.5
 
 
 def test_a_cache_made_without_a_configuration_is_used_and_kept(experts, composed, prompt):
@@ -82,19 +229,6 @@ def test_loss_is_the_mean_surprise_of_the_labels(experts, composed, prompt):
         loss = composed(prompt, labels=prompt).loss
     surprise = -brute_force_logits(experts, prompt)[0, :-1].log_softmax(-1)
     torch.testing.assert_close(loss, surprise.gather(1, prompt[0, 1:, None]).mean())
-
-
-def test_left_padded_batch_is_each_row_alone(composed, tokenizer):
-    texts = ["To open", "Чтобы открыть диалоговое окно", "要打开"]
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.padding_side = "left"
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    batch.pop("token_type_ids", None)
-    together = composed.generate(**batch, max_new_tokens=12, do_sample=False, eos_token_id=-1)[:, -12:]
-    for text, row in zip(texts, together, strict=True):
-        ids = torch.tensor([tokenizer(text)["input_ids"]])
-        alone = composed.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=-1)
-        assert alone[0, -12:].equal(row)
 
 
 def test_saved_and_loaded_it_gives_the_same_bits(composed, prompt, tmp_path):
@@ -124,10 +258,11 @@ def test_transformers_loads_it_without_treering_imported(composed, tmp_path):
 def test_the_substrate_is_stored_once_and_each_expert_in_its_shard(experts, composed, substrate, tmp_path):
     composed.save_pretrained(tmp_path)
     shards = {path.name for path in tmp_path.glob("*.safetensors")}
-    assert shards == {"substrate.safetensors", *(f"expert-{name}.safetensors" for name in experts)}
-    with safe_open(tmp_path / "substrate.safetensors", "pt") as file:
-        assert list(file.keys()) == ["substrate.weight"]
-        assert file.get_tensor("substrate.weight").equal(substrate.matrix)
+    stored = f"substrate-{substrate.fingerprint[:16]}.safetensors"
+    assert shards == {stored, *(f"expert-{name}.safetensors" for name in experts)}
+    with safe_open(tmp_path / stored, "pt") as file:
+        (name,) = file.keys()
+        assert file.get_tensor(name).equal(substrate.matrix)
     stored = sum(p.numel() for p in composed.parameters())
     apart = sum(p.numel() for expert in experts.values() for p in expert.parameters())
     assert stored == apart - 2 * substrate.matrix.numel()
@@ -136,12 +271,12 @@ def test_the_substrate_is_stored_once_and_each_expert_in_its_shard(experts, comp
 
 
 def test_composing_shares_the_experts_memory(experts):
-    composed = compose(experts)
+    composed = compose(experts, "mean")
     for name, expert in experts.items():
         own = dict(expert.named_parameters())
         for key, parameter in composed.experts[name].named_parameters():
             assert parameter.data_ptr() == own[key].data_ptr()
-    assert composed.substrate.weight.data_ptr() == embedding(experts["deep"]).weight.data_ptr()
+    assert composed.get_input_embeddings().weight.data_ptr() == embedding(experts["deep"]).weight.data_ptr()
 
 
 def test_experts_keep_their_own_configuration(experts, composed):
@@ -153,7 +288,9 @@ def test_experts_keep_their_own_configuration(experts, composed):
 def test_one_expert_with_itself_is_itself(experts, prompt):
     one = experts["deep"]
     with torch.no_grad():
-        torch.testing.assert_close(compose({"a": one, "b": one})(prompt).logits, one(prompt).logits)
+        for spec in RULES:
+            joined = compose({"a": one, "b": one}, spec)(prompt).logits
+            torch.testing.assert_close(joined.softmax(-1), one(prompt).logits.softmax(-1))
 
 
 def test_different_substrates_are_refused_naming_both(experts, tokenizer):
@@ -198,7 +335,7 @@ def test_models_that_were_never_docked_are_refused(experts):
 @pytest.mark.parametrize(
     ("names", "rule", "message"),
     [
-        (["a"], "mean", "at least two experts"),
+        ([], "mean", "at least one expert"),
         (["a", "b/../c"], "mean", "cannot be an expert's name"),
         (["a", "b"], "medain", "no composition rule"),
     ],

@@ -1,45 +1,231 @@
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treering.composition import RULES, rule
+from treering.composition import RULES, Reading, rule
+from treering.composition.rules import adapter_start, gate_start, most_credible, posterior
 from treering.errors import TreeringError
 
-shapes = st.tuples(st.integers(2, 4), st.integers(1, 2), st.integers(1, 3), st.integers(2, 7))
+SPECS = [*RULES, "weighted:pool=log", "evidence:switch=0.1", "top_k:k=2", "gate:pool=log,switch=0.1"]
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 6), st.integers(2, 7))
+seeds = st.integers(0, 2**16)
+switches = st.sampled_from([0.0, 0.001, 0.1, 0.9])
+D = 3
 
 
-def random_logits(shape, seed):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
+def world(shape, seed):
+    """Random experts that read a random text: logits, and all that a rule may ask, in float64."""
+    experts, batch, length, vocab = shape
+    generator = torch.Generator().manual_seed(seed)
+    random = {"generator": generator, "dtype": torch.float64}
+    logits = torch.randn(shape, **random) * 3
+    tokens = torch.randint(vocab, (batch, length), generator=generator)
+    said = logits.log_softmax(-1)[:, :, :-1].gather(-1, tokens[None, :, 1:, None].expand(experts, -1, -1, 1))[..., 0]
+    reading = Reading(
+        prior=torch.randn(experts, **random).log_softmax(0),
+        likelihood=torch.cat([torch.zeros(experts, batch, 1, dtype=torch.float64), said], -1),
+        hidden=torch.randn(batch, length, experts * D, **random),
+        fusion={
+            "gate": torch.randn(experts, experts * (D + 1) + 1, **random),
+            "adapter": torch.randn(vocab, experts * D, **random),
+        },
+    )
+    return logits, reading, tokens
 
 
-@given(shapes, st.integers(0, 2**16))
+def permuted(logits, reading, order):
+    """The same experts in another order."""
+    experts = len(order)
+    columns = [e * D + d for e in order for d in range(D)]
+    gate = reading.fusion["gate"][order][:, [*columns, *(experts * D + e for e in order), experts * (D + 1)]]
+    return logits[order], Reading(
+        prior=reading.prior[order],
+        likelihood=reading.likelihood[order],
+        hidden=reading.hidden[..., columns],
+        fusion={"gate": gate, "adapter": reading.fusion["adapter"][:, columns]},
+    )
+
+
+def surprise(log_probabilities, tokens):
+    """Nats that a text [position] costs after its first token, under [position, vocab]."""
+    return -log_probabilities[:-1].gather(-1, tokens[1:, None]).sum().item()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@given(shapes, seeds)
+def test_rules_return_distributions_and_weights(spec, shape, seed):
+    logits, reading, _ = world(shape, seed)
+    joined = rule(spec)(logits, reading)
+    assert joined.logits.shape == shape[1:]
+    assert joined.weights.shape == shape[:3]
+    ones = torch.ones(shape[1:3], dtype=torch.float64)
+    torch.testing.assert_close(joined.logits.softmax(-1).sum(-1), ones)
+    torch.testing.assert_close(joined.weights.exp().sum(0), ones)
+    if "linear" in spec or spec in ("probability", "evidence", "weighted", "gate", "top_k"):
+        torch.testing.assert_close(joined.logits.exp().sum(-1), ones)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@given(shapes, seeds, st.data())
+def test_rules_do_not_care_for_the_order_of_experts(spec, shape, seed, data):
+    logits, reading, _ = world(shape, seed)
+    order = data.draw(st.permutations(range(shape[0])))
+    joined, again = rule(spec)(logits, reading), rule(spec)(*permuted(logits, reading, order))
+    torch.testing.assert_close(joined.logits.softmax(-1), again.logits.softmax(-1))
+    torch.testing.assert_close(joined.weights.exp()[order], again.weights.exp())
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "adapter"])
+@given(shapes, seeds)
+def test_one_expert_joined_with_itself_is_itself(spec, shape, seed):
+    logits, reading, _ = world(shape, seed)
+    same = Reading(reading.prior, reading.likelihood[:1].expand(shape[:3]), None, reading.hidden, reading.fusion)
+    joined = rule(spec)(logits[:1].expand(shape), same)
+    torch.testing.assert_close(joined.logits.softmax(-1), logits[0].softmax(-1))
+
+
+@given(shapes, seeds)
 def test_mean_is_the_normalised_geometric_mean_of_the_distributions(shape, seed):
-    logits = random_logits(shape, seed)
+    logits, reading, _ = world(shape, seed)
     product = torch.ones(shape[1:], dtype=torch.float64)
     for expert in logits:
         product *= expert.softmax(-1) ** (1 / shape[0])
-    torch.testing.assert_close(rule("mean")(logits).softmax(-1), product / product.sum(-1, keepdim=True))
+    joined = rule("mean")(logits, reading).logits.softmax(-1)
+    torch.testing.assert_close(joined, product / product.sum(-1, keepdim=True))
 
 
-@pytest.mark.parametrize("name", RULES)
-@given(shapes, st.integers(0, 2**16), st.data())
-def test_rules_do_not_care_for_the_order_of_experts(name, shape, seed, data):
-    logits = random_logits(shape, seed)
-    order = data.draw(st.permutations(range(shape[0])))
-    joined, again = rule(name)(logits), rule(name)(logits[list(order)])
-    torch.testing.assert_close(joined.softmax(-1), again.softmax(-1))
+@given(shapes, seeds)
+def test_pools_in_closed_form(shape, seed):
+    logits, reading, _ = world(shape, seed)
+    p, w = logits.softmax(-1), reading.prior.exp()[:, None, None, None]
+    torch.testing.assert_close(rule("probability")(logits, reading).logits.exp(), p.mean(0))
+    torch.testing.assert_close(rule("weighted")(logits, reading).logits.exp(), (w * p).sum(0))
+    product = (p**w).prod(0)
+    product /= product.sum(-1, keepdim=True)
+    torch.testing.assert_close(rule("weighted:pool=log")(logits, reading).logits.softmax(-1), product)
 
 
-@pytest.mark.parametrize("name", RULES)
-@given(shapes, st.integers(0, 2**16))
-def test_one_expert_joined_with_itself_is_itself(name, shape, seed):
-    one = random_logits(shape, seed)[:1]
-    torch.testing.assert_close(rule(name)(one.expand(shape)).softmax(-1), one[0].softmax(-1))
+@given(shapes, seeds)
+def test_evidence_is_bayes_theorem(shape, seed):
+    logits, reading, _ = world(shape, seed)
+    joint = reading.prior.exp()[:, None, None] * reading.likelihood.exp().cumprod(-1)
+    joined = rule("evidence")(logits, reading)
+    torch.testing.assert_close(joined.weights.exp(), joint / joint.sum(0))
 
 
-def test_unknown_rule_lists_the_known():
-    with pytest.raises(TreeringError, match=r"no composition rule 'median'.*mean"):
-        rule("median")
+@given(shapes, seeds)
+def test_evidence_loses_at_most_the_log_of_one_over_the_prior(shape, seed):
+    logits, reading, tokens = world(shape, seed)
+    joined = rule("evidence")(logits, reading).logits
+    for row in range(shape[1]):
+        loss = surprise(joined[row], tokens[row])
+        for expert, log_prior in zip(logits, reading.prior, strict=True):
+            assert loss <= surprise(expert[row].log_softmax(-1), tokens[row]) - log_prior.item() + 1e-9
+
+
+@given(shapes, seeds, st.sampled_from([0.001, 0.1, 0.9]), st.data())
+def test_fixed_share_keeps_its_bound_against_any_sequence_of_experts(shape, seed, switch, data):
+    logits, reading, tokens = world(shape, seed)
+    joined = rule(f"evidence:switch={switch}")(logits, reading).logits
+    steps = shape[2] - 1
+    sequence = data.draw(st.lists(st.integers(0, shape[0] - 1), min_size=steps, max_size=steps))
+    for row in range(shape[1] if steps else 0):
+        theirs = sum(-logits[e, row, t].log_softmax(-1)[tokens[row, t + 1]].item() for t, e in enumerate(sequence))
+        bound = -reading.prior[sequence[0]].item()
+        for old, new in itertools.pairwise(sequence):
+            bound -= math.log(switch) + reading.prior[new].item() if old != new else math.log(1 - switch)
+        assert surprise(joined[row], tokens[row]) <= theirs + bound + 1e-9
+
+
+@given(shapes, seeds, switches)
+def test_fixed_share_is_the_hidden_markov_model_it_says(shape, seed, switch):
+    """Brute force: the posterior of the expert after a text, summed over every sequence of experts."""
+    _, reading, _ = world((min(shape[0], 3), 1, min(shape[2], 4), shape[3]), seed)
+    prior, seen = reading.prior.exp().tolist(), reading.likelihood[:, 0].exp().tolist()
+    track = posterior(reading.likelihood, reading.prior, switch=switch)[:, 0, -1].exp()
+    steps, after = len(seen[0]), [0.0] * len(prior)
+    for path in itertools.product(range(len(prior)), repeat=steps + 1):
+        weight = prior[path[0]] * math.prod(seen[e][t] for t, e in enumerate(path[:-1]))
+        for old, new in itertools.pairwise(path):
+            weight *= switch * prior[new] + (1 - switch) * (old == new)
+        after[path[-1]] += weight
+    torch.testing.assert_close(track, torch.tensor(after, dtype=torch.float64) / sum(after))
+
+
+@given(shapes, seeds, switches, st.integers(1, 5))
+def test_the_posterior_goes_on_from_its_state(shape, seed, switch, at):
+    _, reading, _ = world(shape, seed)
+    whole = posterior(reading.likelihood, reading.prior, switch=switch)
+    at = min(at, shape[2])
+    first = posterior(reading.likelihood[..., :at], reading.prior, switch=switch)
+    if at < shape[2]:
+        second = posterior(reading.likelihood[..., at:], reading.prior, first[..., -1], switch)
+        torch.testing.assert_close(torch.cat([first, second], -1), whole)
+    torch.testing.assert_close(first, whole[..., :at])
+
+
+@given(shapes, seeds, st.integers(1, 5))
+def test_top_k_is_the_evidence_of_the_k_best(shape, seed, k):
+    logits, reading, _ = world(shape, seed)
+    evidence = rule("evidence")(logits, reading).weights.exp()
+    weights = rule(f"top_k:k={k}")(logits, reading).weights.exp()
+    assert (most_credible(evidence, k).sum(0) >= min(k, shape[0])).all()
+    expected = torch.where(most_credible(evidence, k), evidence, 0)
+    torch.testing.assert_close(weights, expected / expected.sum(0))
+
+
+@given(shapes, seeds)
+def test_gate_starts_at_evidence_and_adapter_at_mean(shape, seed):
+    logits, reading, _ = world(shape, seed)
+    experts, vocab = shape[0], shape[3]
+    heads = torch.randn(experts, vocab, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    reading.fusion["gate"] = gate_start(experts, experts * D).double()
+    reading.fusion["adapter"] = adapter_start(list(heads))
+    for gate, evidence in (("gate", "evidence"), ("gate:switch=0.1", "evidence:switch=0.1")):
+        one, other = rule(gate)(logits, reading), rule(evidence)(logits, reading)
+        torch.testing.assert_close(one.logits, other.logits)
+        torch.testing.assert_close(one.evidence, other.evidence)
+    own = torch.stack([reading.hidden[..., e * D : (e + 1) * D] @ heads[e].T for e in range(experts)])
+    torch.testing.assert_close(rule("adapter")(logits, reading).logits, rule("mean")(own, reading).logits)
+
+
+def test_an_expert_ruled_out_stays_out():
+    logits, reading, _ = world((3, 1, 4, 5), 0)
+    prior = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).log()
+    fusion = {"gate": gate_start(3, 3 * D).double()}
+    out = Reading(prior, reading.likelihood, None, reading.hidden, fusion)
+    without = Reading(prior[:2], reading.likelihood[:2], None, reading.hidden, fusion)
+    for spec in ("evidence", "evidence:switch=0.1", "gate"):
+        assert rule(spec)(logits, out).weights[2].exp().eq(0).all()
+    for spec in ("weighted", "evidence", "evidence:switch=0.1", "top_k:k=2"):
+        torch.testing.assert_close(rule(spec)(logits, out).logits, rule(spec)(logits[:2], without).logits)
+
+
+def test_a_rule_is_read_back_from_its_name():
+    for spec in SPECS:
+        assert str(rule(spec)) == str(rule(str(rule(spec))))
+    assert str(rule("evidence:switch=0.010")) == "evidence:switch=0.01"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("median", r"no composition rule 'median'.*mean"),
+        ("oracle", "a yardstick"),
+        ("evidence:swich=0.1", "did you mean 'switch'"),
+        ("evidence:switch=1", "less than 1"),
+        ("evidence:switch=often", "switch: input should be a valid number"),
+        ("top_k:k=0", "greater than or equal to 1"),
+        ("gate:pool=round", "'linear' or 'log'"),
+        ("mean:k=1", "there is no such field"),
+    ],
+)
+def test_rules_that_do_not_exist_are_refused(spec, message):
+    with pytest.raises(TreeringError, match=message):
+        rule(spec)

@@ -1,13 +1,17 @@
 """Experts that become one model after training, by joining their output distributions (paper section 4)."""
 
 from treering.composition.directory import compose_directories, load_model
-from treering.composition.model import ComposedModel, CompositionConfig, compose
-from treering.composition.rules import RULES, Rule, register, rule
+from treering.composition.joining import DEFAULT_RULE, compose
+from treering.composition.model import ComposedModel, CompositionConfig
+from treering.composition.rules import RULES, Joined, Reading, Rule, register, rule
 
 __all__ = [
+    "DEFAULT_RULE",
     "RULES",
     "ComposedModel",
     "CompositionConfig",
+    "Joined",
+    "Reading",
     "Rule",
     "compose",
     "compose_directories",

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from treering import tokenizer as tokenizers
 from treering.backbone import standing
-from treering.composition.model import ComposedModel, compose
+from treering.composition.joining import DEFAULT_RULE, compose
+from treering.composition.model import ComposedModel
 from treering.errors import TreeringError
 from treering.location import locate
 from treering.output import explain_full_disk, require_new, staged_directory
@@ -34,7 +35,7 @@ def load_model(directory: str | os.PathLike[str], dtype: Any = None) -> PreTrain
 
 
 def compose_directories(
-    experts: Mapping[str, str | os.PathLike[str]], output: str | os.PathLike[str], rule: str = "mean"
+    experts: Mapping[str, str | os.PathLike[str]], output: str | os.PathLike[str], rule: str = DEFAULT_RULE
 ) -> ComposedModel:
     """Compose trained experts into ``output``, with their common tokenizer.
 
@@ -43,6 +44,8 @@ def compose_directories(
             or the output exists.
     """
     require_new(output)
+    if len(experts) < 2:
+        raise TreeringError(f"A composition needs at least two experts, not {len(experts)}.")
     models = {name: load_model(path) for name, path in experts.items()}
     composed = compose(models, rule, {name: _provenance(Path(path)) for name, path in experts.items()})
     tokenizer = tokenizers.load(next(iter(experts.values())))

@@ -1,41 +1,279 @@
-"""Rules that join experts at their output: pure functions on logits, registered by name (paper section 4)."""
+"""Rules that join experts at their output, registered by name: the paper's (section 4) and better ones.
+
+A rule is a pure function ``rule(logits, reading, **parameters) -> Joined``: from what the experts say of the next
+token, and from how they did on the tokens before it. Most weigh the experts and pool their distributions, linearly (a
+mixture of probabilities) or log-linearly (a weighted mean of logits).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
+import torch
+from pydantic import Field, create_model
 from torch import Tensor
 
 from treering.errors import TreeringError
+from treering.recipe import Schema, check_recipe
 
-Rule = Callable[[Tensor], Tensor]
-"""Experts' logits [expert, batch, position, vocab] to the composition's logits [batch, position, vocab]."""
+Pool = Literal["linear", "log"]
+Need = Literal["logits", "evidence", "hidden"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What experts made of a stretch of text, beside their logits.
+
+    Attributes:
+        prior: log-weights of the experts before any text [expert], normalised.
+        likelihood: log-probability that each expert gave to the token at each position, given all before it [expert,
+            batch, position]; 0 where nothing was to be predicted (a text's first token, padding). Of what follows, a
+            rule may ask for as much as it ``needs`` (see `register`).
+        state: log-weights after everything that was read before this stretch [expert, batch]; None at a beginning.
+        hidden: final hidden states of all experts, one after the other [batch, position, sum of widths].
+        fusion: what was fitted on top of the experts, by name.
+        kept: the positions that ``logits`` and ``hidden`` are given for.
+    """
+
+    prior: Tensor
+    likelihood: Tensor | None = None
+    state: Tensor | None = None
+    hidden: Tensor | None = None
+    fusion: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: slice | Tensor = field(default_factory=lambda: slice(None))
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What a rule returns.
+
+    Attributes:
+        logits: of the composition, [batch, position, vocab]; their softmax is its distribution.
+        weights: log-weight of each expert at those positions [expert, batch, position].
+        evidence: log-weights after each position of the reading [expert, batch, position], whose last is the next
+            reading's ``state``; None for rules that need no evidence.
+    """
+
+    logits: Tensor
+    weights: Tensor
+    evidence: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A registered rule with its parameters chosen. ``str(rule)`` is what `rule` reads."""
+
+    name: str
+    function: Callable[..., Joined]
+    source: str
+    needs: frozenset[Need]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, logits: Tensor, reading: Reading) -> Joined:
+        """Join ``logits`` [expert, batch, position, vocab]."""
+        return self.function(logits, reading, **self.parameters)
+
+    def __str__(self) -> str:
+        chosen = ",".join(f"{name}={value}" for name, value in self.parameters.items())
+        return f"{self.name}:{chosen}" if chosen else self.name
+
 
 RULES: dict[str, Rule] = {}
 
 
-def register(rule: Rule) -> Rule:
-    """Make a rule known under its function's name."""
-    RULES[rule.__name__] = rule
-    return rule
+def register(source: str, needs: Sequence[Need] = ("logits",)) -> Callable[..., Any]:
+    """Make a rule known under its function's name; its keyword-only parameters are those that ``name:key=value`` sets.
+
+    Args:
+        source: where it comes from.
+        needs: what it reads: ``logits``; ``evidence`` (``likelihood`` and ``state``); ``hidden`` (and ``fusion``).
+    """
+
+    def known(function: Callable[..., Joined]) -> Callable[..., Joined]:
+        RULES[function.__name__] = Rule(function.__name__, function, source, frozenset(needs))
+        return function
+
+    return known
 
 
-def rule(name: str) -> Rule:
-    """The rule of that name.
+def rule(spec: str) -> Rule:
+    """The rule that ``spec`` names, as ``evidence`` or ``evidence:switch=0.01``.
 
     Raises:
-        TreeringError: there is none; the message lists all.
+        TreeringError: there is no such rule (all are listed), or a parameter that it does not have or allow.
     """
+    name, _, text = spec.partition(":")
+    if name == "oracle":
+        raise TreeringError(
+            "The oracle knows a whole document before it begins: it is a yardstick of treering eval forgetting, "
+            "not a rule that a model could use."
+        )
     if name not in RULES:
         raise TreeringError(f"There is no composition rule {name!r}. There are: {', '.join(RULES)}.")
-    return RULES[name]
+    values = dict(part.partition("=")[::2] for part in text.split(",") if part)
+    checked = check_recipe(values, _parameters(RULES[name].function), f"rule {spec!r}")
+    chosen = checked.model_dump(exclude_unset=True)
+    return Rule(name, RULES[name].function, RULES[name].source, RULES[name].needs, chosen)
 
 
-@register
-def mean(logits: Tensor) -> Tensor:
-    """The paper's rule (section 4): ``logits = mean_i logits_i``.
+def _parameters(function: Callable[..., Joined]) -> type[Schema]:
+    """The schema of a rule's keyword-only parameters."""
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    fields: Any = {p.name: (p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return create_model(function.__name__, __base__=Schema, **fields)
 
-    As distributions, the normalised geometric mean of the experts' (a product of experts, Hinton 2002): no parameters,
-    any number of experts, but one that knows nothing of a text drags the others down.
+
+def posterior(likelihood: Tensor, prior: Tensor, state: Tensor | None = None, switch: float = 0.0) -> Tensor:
+    """Log-weights of the experts after each token [expert, batch, position]: how much the text so far speaks for each.
+
+    Without ``switch`` the exact posterior, ``w_i ∝ prior_i · p_i(text so far)``. The mixture with these weights loses
+    at most ``ln 1/prior_i`` nats more than expert i on any text, however long: its probability of the text is
+    ``Σ_i prior_i p_i(text) ≥ prior_i p_i(text)``.
+
+    With ``switch`` = α, *fixed share to the start vector*: after each token ``w ← (1 − α)·w + α·prior``, the posterior
+    of a source that at every token, with probability α, changes to an expert drawn from the prior. On any text of T
+    tokens it loses, against the best division into k + 1 stretches each with an expert of its own, at most
+
+        ln 1/prior(first) + Σ_switches ln 1/(α·prior(new)) + (T − 1 − k)·ln 1/(1 − α)   nats,
+
+    the negative log of the weight that this source gives to the sequence of experts (Herbster & Warmuth 1998, *Tracking
+    the best expert*; with the start vector, Bousquet & Warmuth 2002, *Tracking a small set of experts by mixing past
+    posteriors*).
+
+    Args:
+        likelihood: [expert, batch, position], see `Reading`.
+        prior: [expert], normalised, in logs.
+        state: [expert, batch], to go on from.
     """
-    return logits.mean(0)
+    before = prior[:, None].expand(likelihood.shape[:2]) if state is None else state
+    if switch == 0:
+        return (before[..., None] + likelihood.cumsum(-1)).log_softmax(0)
+    stay, leave, weights = math.log1p(-switch), prior[:, None] + math.log(switch), []
+    for token in likelihood.unbind(-1):
+        before = torch.logaddexp((before + token).log_softmax(0) + stay, leave)
+        weights.append(before)
+    return torch.stack(weights, -1)
+
+
+def most_credible(weights: Tensor, k: int) -> Tensor:
+    """Which experts [expert, …] are among the k of largest weight; of equals at the border, all."""
+    return weights >= weights.topk(min(k, len(weights)), dim=0).values[-1:]
+
+
+def linear_pool(logits: Tensor, weights: Tensor) -> Tensor:
+    """Log-probabilities of the mixture ``Σ_i w_i p_i`` [batch, position, vocab]; weights in logs."""
+    return (logits.log_softmax(-1) + weights[..., None]).logsumexp(0)
+
+
+def log_pool(logits: Tensor, weights: Tensor) -> Tensor:
+    """Logits of the normalised product ``Π_i p_i^{w_i}`` [batch, position, vocab]; weights in logs."""
+    return (logits * weights[..., None].exp()).sum(0)
+
+
+POOLS: dict[Pool, Callable[[Tensor, Tensor], Tensor]] = {"linear": linear_pool, "log": log_pool}
+
+
+def _constant(weights: Tensor, logits: Tensor) -> Tensor:
+    """The same log-weights [expert] at every position that ``logits`` are given for."""
+    return weights[:, None, None].expand(logits.shape[:3])
+
+
+def _uniform(logits: Tensor) -> Tensor:
+    return logits.new_full(logits.shape[:3], -math.log(len(logits)))
+
+
+@register("the paper, section 4; a product of experts (Hinton 2002)")
+def mean(logits: Tensor, reading: Reading) -> Joined:
+    """The paper's rule: ``logits = mean_i logits_i``.
+
+    As distributions, the normalised geometric mean of the experts': no parameters, any number of experts, but one that
+    knows nothing of a text drags the others down.
+    """
+    return Joined(logits.mean(0), _uniform(logits))
+
+
+@register("linear opinion pool (Stone 1961); log-linear: Genest & Zidek 1986")
+def weighted(logits: Tensor, reading: Reading, *, pool: Pool = "linear") -> Joined:
+    """Fixed weights, the experts' own (``reweight``, ``fit``), the same for every text."""
+    weights = _constant(reading.prior, logits)
+    return Joined(POOLS[pool](logits, weights), weights)
+
+
+@register("linear opinion pool (Stone 1961)")
+def probability(logits: Tensor, reading: Reading) -> Joined:
+    """The mean of the probabilities: never worse than ``ln N`` nats *per token* than any expert."""
+    weights = _uniform(logits)
+    return Joined(linear_pool(logits, weights), weights)
+
+
+@register(
+    "Bayesian mixture; with switch, fixed share (Herbster & Warmuth 1998); weights as in DEMix (Gururangan 2021) and "
+    "Branch-Train-Merge (Li 2022), here exact and per token",
+    needs=["logits", "evidence"],
+)
+def evidence(logits: Tensor, reading: Reading, *, switch: Share = 0.0) -> Joined:
+    """A mixture weighted by the experts' posterior given the text so far; see `posterior` for what it promises."""
+    track = _track(reading, switch)
+    weights = track[..., reading.kept]
+    return Joined(linear_pool(logits, weights), weights, track)
+
+
+@register("sparse posterior, as Branch-Train-Merge (Li 2022) and c-BTM (Gururangan 2023)", needs=["logits", "evidence"])
+def top_k(logits: Tensor, reading: Reading, *, k: Annotated[int, Field(ge=1)] = 1, switch: Share = 0.0) -> Joined:
+    """`evidence` of the k most credible experts alone; in cached decoding only these run (see ``ComposedModel``)."""
+    track = _track(reading, switch)
+    kept = track[..., reading.kept]
+    weights = kept.masked_fill(~most_credible(kept, k), -math.inf).log_softmax(0)
+    return Joined(linear_pool(logits, weights), weights, track)
+
+
+@register("mixture of experts' gate (Jacobs 1991) on top of evidence", needs=["logits", "evidence", "hidden"])
+def gate(logits: Tensor, reading: Reading, *, switch: Share = 0.0, pool: Pool = "linear") -> Joined:
+    """Weights per token, a linear map of the experts' hidden states and their log-evidence (see `gate_weights`)."""
+    track = _track(reading, switch)
+    weights = gate_weights(reading, track)
+    return Joined(POOLS[pool](logits, weights), weights, track)
+
+
+@register("the paper's output fine-tuning, section 4", needs=["hidden"])
+def adapter(logits: Tensor, reading: Reading) -> Joined:
+    """One linear map from all experts' final hidden states to logits; it starts at exactly `mean`.
+
+    The experts' own logits are not needed; the weights that it reports are equal ones.
+    """
+    assert reading.hidden is not None
+    joined = reading.hidden @ reading.fusion["adapter"].T
+    return Joined(joined, _uniform(joined.expand(len(reading.prior), *joined.shape)))
+
+
+def gate_weights(reading: Reading, track: Tensor) -> Tensor:
+    """``softmax(G·[hidden; log-evidence; 1])`` in logs [expert, batch, position], with the fitted ``gate`` G.
+
+    G is [expert, sum of widths + experts + 1]; `gate_start` is the one that gives the evidence itself.
+    """
+    assert reading.hidden is not None
+    weight = reading.fusion["gate"]
+    # An expert ruled out has a weight of 0 from here on, and 0 times its log-evidence shall not be undefined.
+    log_evidence = track[..., reading.kept].clamp(min=-1e4).movedim(0, -1)
+    inputs = torch.cat([reading.hidden, log_evidence.to(reading.hidden.dtype)], -1)
+    return (inputs @ weight[:, :-1].T + weight[:, -1]).log_softmax(-1).movedim(-1, 0)
+
+
+def gate_start(experts: int, hidden: int) -> Tensor:
+    """The gate [expert, hidden + expert + 1] whose weights are exactly the evidence."""
+    return torch.cat([torch.zeros(experts, hidden), torch.eye(experts), torch.zeros(experts, 1)], 1)
+
+
+def adapter_start(heads: Sequence[Tensor]) -> Tensor:
+    """The adapter [vocab, sum of widths] whose logits are exactly the mean of the experts', from their heads."""
+    return torch.cat([head / len(heads) for head in heads], 1)
+
+
+def _track(reading: Reading, switch: float) -> Tensor:
+    assert reading.likelihood is not None
+    return posterior(reading.likelihood, reading.prior, reading.state, switch)

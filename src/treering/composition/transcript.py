@@ -1,0 +1,77 @@
+"""What a composition remembers of the text it reads, beside its experts' keys and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+
+class Transcript(DynamicLayer):
+    """The first layer of a composition's cache: the tokens read so far, and how each expert did on them.
+
+    It is a layer like those of the experts, so that everything which reorders, repeats, selects or crops a cache (beam
+    search, several samples of one prompt, assisted decoding) carries the evidence along.
+
+    ``keys`` are the token IDs [batch, 1, position, 1], ``values`` the experts' log-likelihoods and log-weights
+    [batch, 1, position, 2 · expert] (see ``rules.Reading``).
+
+    Attributes:
+        pending: for each expert, the log-probabilities [batch, vocab] of the token after the last one that it read, or
+            None where they are not known (it has read nothing, or the cache was cropped).
+    """
+
+    def __init__(self, experts: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.experts = experts
+        self.pending: list[Tensor | None] = [None] * experts
+
+    def append(self, input_ids: Tensor) -> None:
+        """Add tokens [batch, position] that no expert has read yet."""
+        blank = torch.zeros(*input_ids.shape, 2 * self.experts, device=input_ids.device)
+        self.update(input_ids[:, None, :, None], blank[:, None])
+
+    @property
+    def input_ids(self) -> Tensor:
+        """All tokens [batch, position]."""
+        assert self.keys is not None
+        return self.keys[:, 0, :, 0].long()
+
+    @property
+    def likelihood(self) -> Tensor:
+        """A view [expert, batch, position] to read and write; 0, certainty, for what an expert has not read."""
+        assert self.values is not None
+        return self.values[:, 0, :, : self.experts].movedim(-1, 0)
+
+    @property
+    def weights(self) -> Tensor:
+        """A view [expert, batch, position] to read and write: the experts' log-weights after each token."""
+        assert self.values is not None
+        return self.values[:, 0, :, self.experts :].movedim(-1, 0)
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        super().reorder_cache(beam_idx)
+        self._map_pending(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._map_pending(lambda rows: rows.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._map_pending(lambda rows: rows[indices])
+
+    def crop(self, *args: Any) -> None:
+        before = self.get_seq_length()
+        super().crop(*args)
+        if self.get_seq_length() != before:
+            self.pending = [None] * self.experts
+
+    def reset(self) -> None:
+        super().reset()
+        self.pending = [None] * self.experts
+
+    def _map_pending(self, change: Any) -> None:
+        self.pending = [None if rows is None else change(rows) for rows in self.pending]
