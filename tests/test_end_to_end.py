@@ -95,7 +95,7 @@ def test_eval_writes_the_one_shape(root):
     rows = json.loads(done("eval", "bits", *arguments, "--text", f"page={root / 'zh.txt'}", "--limit", 3, "--json"))
     assert [(r["model"], r["text"], r["rule"]) for r in rows] == [
         (model, text, rule)
-        for model, rule in (("uniform", None), ("ru", None), ("second", None), ("composed", "mean"))
+        for model, rule in (("uniform", None), ("ru", None), ("second", None), ("composed", "evidence"))
         for text in ("ru", "page")
     ]
     for row in rows:
@@ -193,6 +193,8 @@ def test_a_truncated_checkpoint(root, tmp_path):
     ("arguments", "message"),
     [
         (["generate", "nowhere", "x"], "There is no directory nowhere"),
+        (["generate", "{root}/ru", "x", "--rule", "mean"], "not a composition"),
+        (["generate", "{root}/composed", "x", "--rule", "median"], "no composition rule 'median'"),
         (["generate", "{root}/ru", "word " * 100], "the model's context is 64"),
         (["compose", "{root}/ru", "-o", "{new}"], "at least two experts"),
         (["compose", "{root}/ru", "{root}/ru", "-o", "{new}"], "Two experts are called 'ru'"),
@@ -219,7 +221,7 @@ def test_composed_logits_are_the_mean_of_the_experts(root):
     ids = tokenizer("Чтобы открыть диалоговое окно, 请选择", return_tensors="pt").input_ids
     script = (
         "import sys, torch; from treering import load_model\n"
-        f"print(torch.save(load_model({str(root / 'composed')!r})(torch.tensor({ids.tolist()})).logits, sys.argv[1]))"
+        f"print(torch.save(load_model({str(root / 'composed')!r}, rule='mean')(torch.tensor({ids.tolist()})).logits, sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", script, str(root / "logits.pt")], check=True, env=dict(os.environ))
     with torch.no_grad():

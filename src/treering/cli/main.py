@@ -23,7 +23,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
 app.command()(demo.demo)
 app.command()(train.train)
-app.command()(compose.compose)
+app.add_typer(compose.app, name="compose")
 app.command()(compose.generate)
 app.add_typer(eval.app, name="eval")
 

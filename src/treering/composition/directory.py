@@ -19,19 +19,37 @@ from treering.location import locate
 from treering.output import explain_full_disk, require_new, staged_directory
 
 
-def load_model(directory: str | os.PathLike[str], dtype: Any = None) -> PreTrainedModel:
+def load_model(directory: str | os.PathLike[str], dtype: Any = None, rule: str | None = None) -> PreTrainedModel:
     """Load an expert or a composition for use, from a directory or the hub.
 
+    Args:
+        dtype: of its weights, instead of the one that they are stored in.
+        rule: joins a composition's experts this time, instead of the rule that it was stored with.
+
     Raises:
-        TreeringError: there is no model, or its files are damaged or cut short.
+        TreeringError: there is no model, its files are damaged or cut short, or a rule is given for a model that is
+            no composition, or one that there is not.
     """
     place = locate(directory, "model")
     try:
-        return AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto").eval()
+        model, report = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True)
     except Exception as error:  # transformers, safetensors and the hub each raise their own
         raise TreeringError(
             f"No model could be loaded from {directory}: {error}\nIf it is damaged, copy or make it again."
         ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise TreeringError(
+            f"{directory} is damaged: its files lack {len(missing)} of the model's tensors, such as {missing[0]}. "
+            "Copy or make it again."
+        )
+    if rule is None:
+        return model.eval()
+    if not isinstance(model, ComposedModel):
+        raise TreeringError(
+            f"{directory} is a single {model.config.model_type} model, not a composition: there is nothing that the "
+            f"rule {rule} could join."
+        )
+    return model.eval().use(rule)
 
 
 def compose_directories(
