@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from treering.composition import load_model as load_model
     from treering.corpus import prepare as prepare
     from treering.evaluation import document_losses as document_losses
+    from treering.evaluation import explain as explain
     from treering.evaluation import generate as generate
     from treering.tokenizer import load as load_tokenizer  # noqa: F401
     from treering.training import train_expert as train_expert
@@ -30,6 +31,7 @@ _HOMES = {
     "load_model": "composition",
     "prepare": "corpus",
     "document_losses": "evaluation",
+    "explain": "evaluation",
     "generate": "evaluation",
     "load_tokenizer": "tokenizer:load",
     "train_expert": "training",

@@ -1,5 +1,6 @@
 """What a model can do, in numbers with intervals, and in text."""
 
+from treering.evaluation.attribution import Attribution, explain
 from treering.evaluation.bits import (
     Change,
     DocumentLosses,
@@ -12,6 +13,7 @@ from treering.evaluation.generation import generate, prompt_ids
 from treering.evaluation.table import Row, as_table, bits_per_byte, held_out_texts, rows, uniform_bits_per_byte
 
 __all__ = [
+    "Attribution",
     "Change",
     "DocumentLosses",
     "Row",
@@ -19,6 +21,7 @@ __all__ = [
     "as_table",
     "bits_per_byte",
     "document_losses",
+    "explain",
     "generate",
     "held_out_texts",
     "paired_change",

@@ -1,0 +1,142 @@
+"""``treering explain``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from treering.evaluation import Attribution
+
+
+def explain(
+    model: Annotated[str, typer.Argument(metavar="DIR", help="a composition")],
+    text: Annotated[str | None, typer.Argument(help="what it shall read; or give --file")] = None,
+    file: Annotated[Path | None, typer.Option(help="a file of text (UTF-8); - is standard input")] = None,
+    rule: Annotated[str | None, typer.Option(help="look through another rule, as evidence:switch=0.02")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="write a page, as explanation.html")] = None,
+    json: Annotated[bool, typer.Option("--json", help="a record for each token instead")] = False,
+) -> None:
+    """Show which expert knew which word of a text."""
+    from rich.text import Text
+
+    from treering.cli.console import progress, results
+    from treering.composition import load_model
+    from treering.errors import TreeringError
+    from treering.evaluation import explain as attribute
+    from treering.evaluation.attribution import require_composition
+    from treering.report.explanation import explanation
+    from treering.tokenizer import load
+
+    if (text is None) == (file is None):
+        raise TreeringError('Give either a text or a file: treering explain DIR "text", or --file FILE.')
+    if output is not None:
+        _require_ours(output)
+    read = text if text is not None else _contents(file or Path("-"))
+    console = progress()
+    with console.status("reading …"):
+        composition = require_composition(load_model(model))
+        if rule is not None:
+            composition.use(rule)
+        attribution = attribute(composition, load(model), read)
+    if json:
+        print(_as_json(attribution.rows()))
+    else:
+        results().print(coloured(attribution), soft_wrap=True)
+        results().print(Text(), totals(attribution))
+    if output is not None:
+        _write(output, explanation(attribution, _command(model, text, file, rule, output)))
+        console.print(f"{output}: the same to point at, with the weights along the text", markup=False)
+
+
+def coloured(attribution: Attribution) -> Text:
+    """The text on the experts' colours: strong where one has all the credit, white where all have the same."""
+    from rich.text import Text
+
+    from treering.report.explanation import colours, printable, shade
+
+    pieces, palette = attribution.pieces(), colours(len(attribution.experts))
+    shown = Text()
+    for (start, end), credit in zip(pieces.spans, pieces.credit.T.tolist(), strict=True):
+        colour, sure = shade(credit, palette)
+        shown.append(printable(attribution.text[start:end]), _highlight(colour, 0.6 * sure))
+    return shown
+
+
+def totals(attribution: Attribution) -> Table:
+    """The legend, and for each expert its share of the credit and its bits per byte."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from treering.report.explanation import colours
+
+    table = Table(f"joined by {attribution.rule}", box=None)
+    for column in ("share of tokens", "share of bytes", "bits per byte"):
+        table.add_column(column, justify="right")
+    for share, colour in zip(attribution.shares(), colours(len(attribution.experts)), strict=True):
+        name = Text(f" {share['expert']} ", _highlight(colour, 0.6))
+        table.add_row(name, f"{share['tokens']:.1%}", f"{share['bytes']:.1%}", f"{share['bits_per_byte']:.3f}")
+    table.add_row(" together", "", "", f"[bold]{attribution.bits_per_byte:.3f}[/]")
+    return table
+
+
+def _highlight(colour: tuple[float, float, float], strength: float) -> str:
+    """Dark ink on the colour, thinned with white."""
+    red, green, blue = (round(255 * (1 - strength + strength * channel)) for channel in colour)
+    return f"#1a1a1a on #{red:02x}{green:02x}{blue:02x}"
+
+
+def _contents(file: Path) -> str:
+    """A file's text as it is, but for the line end that closes it."""
+    from treering.errors import TreeringError
+
+    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    try:
+        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise TreeringError(f"{file} is not UTF-8 text (byte {error.start:,}). Convert it first.") from error
+
+
+def _require_ours(output: Path) -> None:
+    """Refuse to write over anything but an earlier page of this command."""
+    from treering.errors import TreeringError
+    from treering.report.explanation import GENERATOR
+
+    if not output.exists():
+        return
+    if output.is_dir() or f'content="{GENERATOR}"'.encode() not in output.read_bytes():
+        raise TreeringError(f"{output} exists and was not made by treering explain: choose another name.")
+
+
+def _write(output: Path, page: str) -> None:
+    """The page appears whole or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = output.with_name(f".{output.name}.partial")
+    try:
+        staging.write_text(page, encoding="utf-8")
+        staging.replace(output)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _command(model: str, text: str | None, file: Path | None, rule: str | None, output: Path) -> str:
+    words = ["treering", "explain", model]
+    words += [text] if text is not None else ["--file", str(file)]
+    words += ["--rule", rule] if rule is not None else []
+    return shlex.join([*words, "-o", str(output)])
+
+
+def _as_json(rows: Iterable[object]) -> str:
+    """A JSON list with a line for each row."""
+    from json import dumps
+
+    return "[\n" + ",\n".join(dumps(row, ensure_ascii=False) for row in rows) + "\n]"

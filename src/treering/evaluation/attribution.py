@@ -1,0 +1,194 @@
+"""Which expert knew which word: a composition's reading of a text, token by token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from treering.composition.model import ComposedModel
+from treering.errors import TreeringError
+from treering.evaluation.bits import _windows
+from treering.tokenizer import encode, separator
+
+Span = tuple[int, int]
+
+
+class Share(TypedDict):
+    """What one expert did for a text: its share of the credit, and how well it would have read the text alone."""
+
+    expert: str
+    tokens: float
+    bytes: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """How a composition read a text.
+
+    Attributes:
+        text: what was read.
+        experts: their names.
+        rule: what joined them, as `treering.composition.rules.rule` reads it.
+        spans: first character of each token, and the one after its last. Tokens that are bytes of one character all
+            have that character's span.
+        weights: log-weight that the rule gave each expert before the token was seen [expert, token].
+        likelihood: log-probability that each expert gave the token [expert, token].
+        joined: log-probability that the composition gave it [token].
+    """
+
+    text: str
+    experts: tuple[str, ...]
+    rule: str
+    spans: tuple[Span, ...]
+    weights: Tensor
+    likelihood: Tensor
+    joined: Tensor
+
+    @property
+    def credit(self) -> Tensor:
+        """Each expert's share in the token [expert, token], ``c_i ∝ w_i · p_i(token)``.
+
+        In a mixture of probabilities this is the posterior, given the token, of the expert that it was drawn from; of
+        other rules it is the same reading of their weights.
+        """
+        return (self.weights + self.likelihood).softmax(0)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """What the text cost the composition."""
+        return float(_bits(self.joined.sum())) / len(self.text.encode())
+
+    def pieces(self) -> Attribution:
+        """The same with tokens that share characters as one, so that the spans, end to end, are exactly the text.
+
+        A piece counts as one long token: the weights before it, the sum of its log-probabilities. What a tokenizer
+        drops from the text (stripped blanks, say) goes with the piece before it.
+        """
+        firsts = _firsts(self.spans)
+        cuts = [0, *(self.spans[first][0] for first in firsts[1:]), len(self.text)]
+        begins = torch.zeros(len(self.spans), dtype=torch.long)
+        begins[firsts[1:]] = 1
+        piece = begins.cumsum(0)
+        return Attribution(
+            self.text,
+            self.experts,
+            self.rule,
+            tuple(pairwise(cuts)),
+            self.weights[:, firsts],
+            self.likelihood.new_zeros(len(self.experts), len(firsts)).index_add(1, piece, self.likelihood),
+            self.joined.new_zeros(len(firsts)).index_add(0, piece, self.joined),
+        )
+
+    def shares(self) -> list[Share]:
+        """For each expert its mean credit over tokens and over bytes, and its own bits per byte."""
+        pieces = self.pieces()
+        sizes = torch.tensor([len(self.text[start:end].encode()) for start, end in pieces.spans]).double()
+        by_token, by_byte = self.credit.mean(-1), pieces.credit @ sizes / sizes.sum()
+        alone = _bits(self.likelihood.sum(-1)) / sizes.sum()
+        return [
+            Share(expert=name, tokens=float(t), bytes=float(b), bits_per_byte=float(bits))
+            for name, t, b, bits in zip(self.experts, by_token, by_byte, alone, strict=True)
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A record for each token: its span and characters, its bits, and for each expert weight, bits and credit."""
+        columns = [values.T.tolist() for values in (self.weights.exp(), _bits(self.likelihood), self.credit)]
+        return [
+            {
+                "start": start,
+                "end": end,
+                "text": self.text[start:end],
+                "bits": round(bits, 4),
+                "experts": {
+                    name: {"weight": round(weight, 6), "bits": round(own, 4), "credit": round(credit, 6)}
+                    for name, weight, own, credit in zip(self.experts, *of_token, strict=True)
+                },
+            }
+            for (start, end), bits, *of_token in zip(self.spans, _bits(self.joined).tolist(), *columns, strict=True)
+        ]
+
+
+@torch.no_grad()
+def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str) -> Attribution:
+    """How a composition reads ``text`` as a document of its own, by the rule that it has at present.
+
+    A text longer than the context is read in windows as by `document_losses`; a rule that weighs the experts by what
+    they have read begins anew in each, with at least half a context before the first token that counts.
+
+    Raises:
+        TreeringError: the model is not a composition, or the text has no tokens.
+    """
+    composition = require_composition(model)
+    ids = encode(tokenizer, [text])[0]
+    if not ids:
+        raise TreeringError("There is nothing to explain: the text is empty.")
+    was_training = composition.training
+    composition.eval()
+    windows = _windows([ids], separator(tokenizer), composition.config.max_position_embeddings)
+    read = [_read(composition, window.tokens, window.scored_from) for window in windows]
+    composition.train(was_training)
+    names = tuple(name for name, _ in composition.named_experts())
+    weights, likelihood, joined = (torch.cat(parts, -1).double().cpu() for parts in zip(*read, strict=True))
+    return Attribution(text, names, str(composition.rule), _spans(tokenizer, text), weights, likelihood, joined)
+
+
+def require_composition(model: PreTrainedModel) -> ComposedModel:
+    """Refuse a model that has no experts.
+
+    Raises:
+        TreeringError: the model is not a composition.
+    """
+    if not isinstance(model, ComposedModel):
+        raise TreeringError(
+            "This model is one expert alone, so there is nobody to share the credit with. Give a composition: "
+            "treering compose EXPERT EXPERT -o DIR."
+        )
+    return model
+
+
+def _read(model: ComposedModel, tokens: Sequence[int], scored_from: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, log-probabilities [expert, token], the composition's [token]; of the tokens from ``scored_from`` on."""
+    read = torch.tensor([tokens], device=model.device)
+    logits, reading = model.read(read[:, :-1], hidden="hidden" in model.rule.needs)
+    joined = model.rule(logits, reading)
+    scored = slice(scored_from - 1, None)
+    target = read[0, 1:][scored]
+    weights = joined.weights[:, 0, scored]
+    return weights, _chosen(logits[:, 0, scored], target), _chosen(joined.logits[0, scored], target)
+
+
+def _chosen(logits: Tensor, target: Tensor) -> Tensor:
+    """Log-probabilities […, token] of ``target`` [token] under ``logits`` […, token, vocab]."""
+    index = target[:, None].expand(*logits.shape[:-1], 1)
+    return logits.float().log_softmax(-1).gather(-1, index)[..., 0]
+
+
+def _spans(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[Span, ...]:
+    """The characters of each token that `encode` makes of the text."""
+    encoding = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )
+    return tuple((start, end) for start, end in encoding["offset_mapping"])
+
+
+def _firsts(spans: Sequence[Span]) -> list[int]:
+    """Tokens that begin a character which none before them touches."""
+    firsts, begin, end = [0], spans[0][0], spans[0][1]
+    for token, (start, stop) in enumerate(spans[1:], 1):
+        if start >= end > begin:
+            firsts.append(token)
+            begin = start
+        end = max(end, stop)
+    return firsts
+
+
+def _bits(log_probability: Tensor) -> Tensor:
+    return -log_probability / math.log(2)

@@ -1,0 +1,109 @@
+"""A page that shows which expert knew which word of a text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
+from matplotlib.figure import Figure
+
+from treering.report.figures import as_svg
+from treering.report.page import render
+
+if TYPE_CHECKING:
+    from treering.evaluation import Attribution
+
+Colour = tuple[float, float, float]
+
+GENERATOR = "treering explain"
+"""What a page says that it was made by."""
+
+# Okabe & Ito 2008, in an order of our own: most colour-blind readers tell them apart too.
+OKABE_ITO = ("#009E73", "#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9")
+POINTS = 1000
+"""Points of a curve at most; a longer text is averaged."""
+
+_VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD) | {0x7F: 0x2421}
+
+
+def colours(experts: int) -> list[Colour]:
+    """A colour for each expert, red, green and blue from 0 to 1."""
+    if experts <= len(OKABE_ITO):
+        return [to_rgb(name) for name in OKABE_ITO[:experts]]
+    hues = [expert / experts for expert in range(experts)]
+    return [_rgb(hsv_to_rgb((hue, 0.85, 0.75 if index % 2 else 0.95)).tolist()) for index, hue in enumerate(hues)]
+
+
+def shade(credit: Sequence[float], palette: Sequence[Colour]) -> tuple[Colour, float]:
+    """The experts' colours mixed by credit [expert], and how sure it is: 0 where all are equal, 1 where one has all."""
+    mixed = [sum(c * colour[channel] for c, colour in zip(credit, palette, strict=True)) for channel in range(3)]
+    sure = 1.0 if len(credit) == 1 else (max(credit) - 1 / len(credit)) / (1 - 1 / len(credit))
+    return _rgb(mixed), min(1.0, max(0.0, sure))
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which may not stand in a page or reach a terminal, as visible signs."""
+    return text.translate(_VISIBLE)
+
+
+def weights_along(experts: Sequence[str], weights: Sequence[Sequence[float]]) -> Figure:
+    """The experts' weights [expert, token] along the text as areas, one on the other."""
+    figure = Figure(figsize=(9.6, 2.1), layout="constrained")
+    figure.patch.set_alpha(0)  # the page behind it may be dark
+    axes = figure.subplots()
+    axes.patch.set_alpha(0)
+    width = math.ceil(len(weights[0]) / POINTS)
+    starts = range(0, len(weights[0]), width)
+    means = [[sum(part := of[start : start + width]) / len(part) for start in starts] for of in weights]
+    # The last value stands twice, so that its step has a right end.
+    steps = [*starts, len(weights[0])], [[*of, of[-1]] for of in means]
+    axes.stackplot(*steps, labels=experts, colors=colours(len(experts)), step="post", alpha=0.8, linewidth=0)
+    axes.set(xlim=(0, len(weights[0])), ylim=(0, 1), xlabel="tokens", ylabel="weight")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def explanation(attribution: Attribution, command: str) -> str:
+    """The page of an attribution, with the ``command`` that makes it."""
+    pieces, palette = attribution.pieces(), colours(len(attribution.experts))
+    credits = pieces.credit.T.tolist()
+    rows = pieces.rows()
+    return render(
+        "explain",
+        generator=GENERATOR,
+        pieces=[
+            {"text": printable(row["text"]), "colour": _translucent(*shade(credit, palette)), "tip": tip(row)}
+            for row, credit in zip(rows, credits, strict=True)
+        ],
+        experts=[
+            share | {"colour": to_hex(colour)} for share, colour in zip(attribution.shares(), palette, strict=True)
+        ],
+        rule=attribution.rule,
+        tokens=len(attribution.spans),
+        bytes=len(attribution.text.encode()),
+        bits_per_byte=attribution.bits_per_byte,
+        figure=as_svg(weights_along(attribution.experts, attribution.weights.exp().tolist()), "weights"),
+        command=printable(command),
+    )
+
+
+def tip(row: dict[str, Any]) -> str:
+    """What is known of one piece (a row of ``Attribution.rows``) as lines of fixed width."""
+    width = max(map(len, [*row["experts"], "together"]))
+    lines = [f"“{printable(row['text']).translate({9: '⇥', 10: '↵'})}”", f"{'':{width}}  weight    bits  credit"]
+    for name, of in row["experts"].items():
+        lines.append(f"{name:{width}}  {of['weight']:6.1%}  {of['bits']:6.2f}  {of['credit']:6.1%}")
+    return "\n".join([*lines, f"{'together':{width}}          {row['bits']:6.2f}"])
+
+
+def _translucent(colour: Colour, sure: float) -> str:
+    return to_hex((*colour, 0.08 + 0.42 * sure), keep_alpha=True)
+
+
+def _rgb(channels: Sequence[float]) -> Colour:
+    red, green, blue = (min(1.0, max(0.0, float(channel))) for channel in channels)
+    return red, green, blue
