@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 import errno
+import os
+from pathlib import Path
 
 import pytest
 
 from treering.errors import TreeringError
-from treering.output import explain_full_disk, require_new, staged_directory, sync_to_disk
+from treering.output import (
+    explain_full_disk,
+    link_or_copy,
+    replaced_directory,
+    require_new,
+    staged_directory,
+    sync_to_disk,
+)
 
 
 def test_directory_appears_only_when_complete(tmp_path):
@@ -51,6 +60,79 @@ def test_directory_has_ordinary_permissions(tmp_path):
         pass
     (tmp_path / "plain").mkdir()
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.fixture
+def old(tmp_path) -> Path:
+    """A directory that shall be replaced."""
+    old = tmp_path / "out"
+    old.mkdir(mode=0o750)
+    (old / "file").write_text("old")
+    return old
+
+
+def test_a_directory_is_replaced_when_complete(tmp_path, old):
+    with replaced_directory(old) as staging:
+        (staging / "new").write_text("new")
+        assert (old / "file").read_text() == "old"
+    assert [path.name for path in old.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [old]
+    assert old.stat().st_mode & 0o777 == 0o750
+
+
+def test_failure_leaves_the_directory_that_should_be_replaced(tmp_path, old):
+    with pytest.raises(KeyboardInterrupt), replaced_directory(old) as staging:
+        (staging / "new").write_text("new")
+        raise KeyboardInterrupt
+    assert (old / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_rename_that_fails_leaves_the_old_directory(tmp_path, old, monkeypatch, failing):
+    rename, calls = Path.rename, list[Path]()
+
+    def fail_once(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == failing:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(OSError, match="busy"), replaced_directory(old) as staging:
+        (staging / "new").write_text("new")
+    assert (old / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_what_a_link_points_to_is_replaced(tmp_path, old):
+    link = tmp_path / "link"
+    link.symlink_to(old)
+    with replaced_directory(link) as staging:
+        (staging / "new").write_text("new")
+    assert link.is_symlink()
+    assert (old / "new").exists()
+
+
+def test_nothing_can_be_replaced_where_nothing_is(tmp_path):
+    with pytest.raises(FileNotFoundError), replaced_directory(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_link_or_copy(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.write_text("content")
+    link_or_copy(source, tmp_path / "deep" / "link")
+    assert source.samefile(tmp_path / "deep" / "link")
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    link_or_copy(source, tmp_path / "copy")
+    assert not source.samefile(tmp_path / "copy")
+    assert (tmp_path / "copy").read_text() == "content"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ def staged_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = require_new(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    staging = _staging(target)
     try:
         yield staging
         staging.chmod(0o777 & ~_umask())  # mkdtemp makes private directories
@@ -50,6 +51,49 @@ def staged_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+@contextmanager
+def replaced_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a fresh directory beside ``target``; it takes the place of ``target`` by renames if the block succeeds.
+
+    If the block or a rename fails, ``target`` is as it was before. A machine that stops between the two renames leaves
+    both directories whole beside each other, the old one as ``.TARGET.*.replaced``.
+
+    Raises:
+        OSError: ``target`` is not there, cannot be renamed, or what it was cannot be removed.
+    """
+    target = Path(target).resolve(strict=True)  # of a link, what it points to is replaced
+    staging = _staging(target)
+    replaced = staging.with_suffix(".replaced")
+    try:
+        yield staging
+        staging.chmod(stat.S_IMODE(target.stat().st_mode))
+        sync_to_disk(staging)
+        target.rename(replaced)
+        staging.rename(target)
+    finally:
+        if not target.exists():
+            replaced.rename(target)
+        shutil.rmtree(staging, ignore_errors=True)
+        if replaced.exists():
+            shutil.rmtree(replaced)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let the file ``source`` stand at ``target`` too: as a hard link, or as a copy where there can be none.
+
+    Of a link, neither name may be written to afterwards.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _staging(target: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
 
 
 def _umask() -> int:
