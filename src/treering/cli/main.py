@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
-from treering.cli import compose, data, demo, eval, explain, model, substrate, tokenizer, train
+from treering.cli import compose, data, demo, eval, explain, model, serve, substrate, tokenizer, train
 from treering.errors import Interrupted, TreeringError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(train.train)
 app.add_typer(compose.app, name="compose")
 app.command()(compose.generate)
 app.command()(explain.explain)
+app.command()(serve.serve)
 app.add_typer(eval.app, name="eval")
 
 
