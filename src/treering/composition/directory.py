@@ -32,11 +32,12 @@ def load_model(directory: str | os.PathLike[str], dtype: Any = None, rule: str |
     """
     place = locate(directory, "model")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True)
     except Exception as error:  # transformers, safetensors and the hub each raise their own
         raise TreeringError(
             f"No model could be loaded from {directory}: {error}\nIf it is damaged, copy or make it again."
         ) from error
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise TreeringError(
             f"{directory} is damaged: its files lack {len(missing)} of the model's tensors, such as {missing[0]}. "

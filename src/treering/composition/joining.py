@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from treering import backbone
 from treering.backbone import Standing
-from treering.composition.model import ComposedModel, CompositionConfig, substrate_key
+from treering.composition.layout import substrate_key
+from treering.composition.model import ComposedModel, CompositionConfig, expert_config
 from treering.composition.rules import rule
 from treering.errors import TreeringError
 
@@ -38,48 +40,108 @@ def compose(
             their configuration, the caller must know that.
 
     Raises:
-        TreeringError: no expert, a name that cannot be a file's, a rule that does not fit; experts on different
-            tokenizers; and unless ``across_substrates``: an expert that Treering did not dock, experts on different
-            substrates (both fingerprints are named), or a substrate that was trained, which no fingerprint stands for.
+        TreeringError: no expert, a name that cannot be a file's, a composition as an expert, a rule that does not fit,
+            weights that are no prior; experts on different tokenizers; and unless ``across_substrates``: an expert that
+            Treering did not dock, experts on different substrates (both fingerprints are named), or a substrate that
+            was trained, which no fingerprint stands for.
     """
     rule(rule_name)
     if not experts:
         raise TreeringError("A composition needs at least one expert.")
-    for name in experts:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise TreeringError(f"{name!r} cannot be an expert's name: use letters, digits, '-' and '_'.")
-    standings = {name: backbone.standing(expert.config) for name, expert in experts.items()}
-    _require_one_tokenizer(standings)
-    if not across_substrates:
-        _require_one_substrate(standings)
-    substrates = {name: own.fingerprint if own and own.frozen else None for name, own in standings.items()}
+    for name, expert in experts.items():
+        _require_name(name)
+        if isinstance(expert, ComposedModel):
+            inner = ", ".join(name for name, _ in expert.named_experts())
+            raise TreeringError(f"{name} is a composition itself, of {inner}. Give its experts one by one.")
+    require_fit({name: backbone.standing(expert.config) for name, expert in experts.items()}, across_substrates)
+    substrates = {name: substrate_of(expert) for name, expert in experts.items()}
     _require_unchanged(experts, substrates)
-    first = next(iter(experts.values()))
-    shared = len(set(substrates.values())) == 1 and None not in substrates.values()
-    config = CompositionConfig(
-        experts=[
-            {"name": name, "weight": 1.0}
-            | dict((records or {}).get(name, {}))
-            | {"substrate": substrates[name], "config": expert.config.to_dict()}
+    own = {name: {"weight": 1.0} | dict((records or {}).get(name, {})) for name in experts}
+    config = describe(
+        [
+            {"name": name} | own[name] | {"substrate": substrates[name], "config": _portable(expert)}
             for name, expert in experts.items()
-        ],
-        treering=first.config.treering if shared else None,
-        bos_token_id=first.config.bos_token_id,
-        eos_token_id=first.config.eos_token_id,
-        pad_token_id=first.config.pad_token_id,
+        ]
     )
     with init_empty_weights(include_buffers=False):  # the experts' own tensors are put in place, never copied
         composed = ComposedModel(config)
     weights: dict[str, Tensor] = {}
     for name, expert in experts.items():
-        shared_key = None
         if fingerprint := substrates[name]:
-            shared_key = backbone.family(expert.config).embedding + ".weight"
             weights.setdefault(f"substrates.{substrate_key(fingerprint)}.weight", backbone.embedding(expert).weight)
-        weights |= {f"experts.{name}.{key}": value for key, value in expert.state_dict().items() if key != shared_key}
+        weights |= {f"experts.{name}.{key}": value for key, value in own_tensors(expert).items()}
     composed.load_state_dict(weights, assign=True)
     composed.tie_weights()
     return composed.eval().use(rule_name)
+
+
+def describe(
+    records: Sequence[Mapping[str, Any]], rule_name: str = "mean", fusion: Mapping[str, Any] | None = None
+) -> CompositionConfig:
+    """The configuration of a composition, which follows from its experts' records, its rule, and what was fitted.
+
+    Raises:
+        TreeringError: there is no such rule, or the weights are no prior.
+    """
+    _require_prior({record["name"]: record["weight"] for record in records})
+    first, substrates = expert_config(records[0]), {record["substrate"] for record in records}
+    return CompositionConfig(
+        experts=[dict(record) for record in records],
+        rule=str(rule(rule_name)),
+        fusion=dict(fusion) if fusion else None,
+        treering=first.treering if len(substrates) == 1 and None not in substrates else None,
+        bos_token_id=first.bos_token_id,
+        eos_token_id=first.eos_token_id,
+        pad_token_id=first.pad_token_id,
+    )
+
+
+def require_fit(standings: Mapping[str, Standing | None], across_substrates: bool) -> None:
+    """Refuse experts whose configurations say that they do not fit together; see `compose`.
+
+    Raises:
+        TreeringError: they stand on different tokenizers, or without ``across_substrates`` on different substrates.
+    """
+    _require_one_tokenizer(standings)
+    if not across_substrates:
+        _require_one_substrate(standings)
+
+
+def substrate_of(expert: PreTrainedModel) -> str | None:
+    """The fingerprint of the frozen substrate that an expert reads from, or None if the embedding is its own."""
+    own = backbone.standing(expert.config)
+    return own.fingerprint if own and own.frozen else None
+
+
+def own_tensors(expert: PreTrainedModel) -> dict[str, Tensor]:
+    """An expert's tensors without a frozen substrate."""
+    shared = backbone.family(expert.config).embedding + ".weight" if substrate_of(expert) else None
+    return {name: tensor for name, tensor in expert.state_dict().items() if name != shared}
+
+
+def _portable(expert: PreTrainedModel) -> dict[str, Any]:
+    """An expert's configuration without traces of this machine, and with the precision of its weights."""
+    config = expert.config.to_dict() | {"dtype": str(expert.dtype).removeprefix("torch.")}
+    return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+
+
+def _require_name(name: str) -> None:
+    """Refuse a name that cannot be a file's or a module's."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise TreeringError(
+            f"{name!r} cannot be an expert's name: use letters, digits, '-' and '_' (NAME=DIR on the command line)."
+        )
+    if hasattr(nn.ModuleDict(), name):
+        raise TreeringError(f"{name!r} cannot be an expert's name: PyTorch keeps it for itself. Choose another.")
+
+
+def _require_prior(weights: Mapping[str, float]) -> None:
+    """Refuse weights that no prior can be made of."""
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise TreeringError(f"The weight of {name} is {weight}; a weight is a number of at least 0.")
+    if not any(weights.values()):
+        raise TreeringError("All weights are 0: at least one expert must count.")
 
 
 def _require_one_tokenizer(standings: Mapping[str, Standing | None]) -> None:

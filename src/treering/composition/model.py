@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -25,6 +23,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from treering import backbone
+from treering.composition.layout import fitted, shards, substrate_key, write_description, write_shard
 from treering.composition.rules import (
     Need,
     Reading,
@@ -38,14 +37,6 @@ from treering.composition.rules import (
 from treering.composition.transcript import Transcript
 from treering.errors import TreeringError
 
-_LOADER = '''"""Lets transformers load this composition with trust_remote_code=True; needs the package treering."""
-
-from treering.composition import ComposedModel, CompositionConfig  # noqa: F401
-'''
-_AUTO_MAP = {
-    "AutoConfig": "modeling_treering.CompositionConfig",
-    "AutoModelForCausalLM": "modeling_treering.ComposedModel",
-}
 LOGITS_AT_ONCE = 2**24
 """Logits (tokens × vocabulary) that exist at once while a long prompt is weighed: 64 MiB in float32."""
 
@@ -121,7 +112,8 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         self.fusion = nn.ParameterDict()
         self.depths: list[int] = []
         for record in config.experts:
-            expert = AutoModelForCausalLM.from_config(expert_config(record))
+            # Loading chooses the precision, not what the expert was once stored in.
+            expert = AutoModelForCausalLM.from_config(expert_config(record), dtype=torch.get_default_dtype())
             self.depths.append(expert.config.num_hidden_layers)
             if record["substrate"]:
                 matrix = nn.Embedding(expert.config.vocab_size, expert.config.hidden_size)
@@ -132,6 +124,8 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         if config.fusion:
             self._add_fusion()
         self.post_init()
+        # transformers asks only its models' own children what they tie; the experts lie one level deeper.
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing is ever initialised here: every weight comes from an expert, a substrate or a fit."""
@@ -178,7 +172,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
     def _add_fusion(self) -> None:
         """Give what the configuration says was fitted its parameters, at their start."""
         heads = [backbone.head(expert) for _, expert in self.named_experts()]
-        for name in self.config.fusion:
+        for name in fitted(self.config.fusion):
             if name not in self.fusion:
                 start = (
                     gate_start(len(heads), sum(head.in_features for head in heads))
@@ -384,24 +378,17 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         """Write the configuration and one shard for each substrate, expert and fit, with Hugging Face's index."""
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self.config.architectures = [type(self).__name__]
-        self.config.auto_map = _AUTO_MAP
-        self.config.dtype = str(self.dtype).removeprefix("torch.")
-        self.config.save_pretrained(directory)
+        for record, (_, expert) in zip(self.config.experts, self.named_experts(), strict=True):
+            record["config"]["dtype"] = str(expert.dtype).removeprefix("torch.")
+        for file, tensors in self.shards().items():
+            write_shard(tensors, directory / file)
         self.generation_config.save_pretrained(directory)
-        shards: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in self.state_dict().items():
-            if name not in self.all_tied_weights_keys:
-                shards.setdefault(_shard(name), {})[name] = tensor.contiguous()
-        for file, tensors in shards.items():
-            save_file(tensors, directory / file, metadata={"format": "pt"})
-        size = sum(tensor.nbytes for tensors in shards.values() for tensor in tensors.values())
-        index = {
-            "metadata": {"total_size": size},
-            "weight_map": {name: file for file, tensors in shards.items() for name in tensors},
-        }
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-        (directory / "modeling_treering.py").write_text(_LOADER)
+        write_description(self.config, directory)
+
+    def shards(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors to be stored, by file."""
+        tied = self.all_tied_weights_keys
+        return shards({name: tensor for name, tensor in self.state_dict().items() if name not in tied})
 
 
 @dataclass(frozen=True)
@@ -441,17 +428,6 @@ def _chosen(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def _is_known(expert: PreTrainedModel) -> bool:
     return expert.config.model_type in backbone.FAMILIES
-
-
-def substrate_key(fingerprint: str) -> str:
-    """The name of a substrate's module and shard."""
-    return fingerprint[:16]
-
-
-def _shard(name: str) -> str:
-    """The file of a tensor: ``experts.ru.…`` goes to the shard of ``ru``."""
-    kind, part, *_ = name.split(".")
-    return "fusion.safetensors" if kind == "fusion" else f"{kind.removesuffix('s')}-{part}.safetensors"
 
 
 AutoConfig.register(CompositionConfig.model_type, CompositionConfig)

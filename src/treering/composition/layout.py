@@ -1,0 +1,132 @@
+"""A composition on disk: an ordinary sharded checkpoint, a shard for each substrate, each expert, and what was fitted.
+
+All but the tensors follows from the configuration and the shards' headers, so that experts can come and go without
+those that stay being read or written again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from treering.composition.rules import RULES
+from treering.errors import TreeringError
+
+INDEX, LOADER = "model.safetensors.index.json", "modeling_treering.py"
+_LOADER = '''"""Lets transformers load this composition with trust_remote_code=True; needs the package treering."""
+
+from treering.composition import ComposedModel, CompositionConfig  # noqa: F401
+'''
+_AUTO_MAP = {
+    "AutoConfig": "modeling_treering.CompositionConfig",
+    "AutoModelForCausalLM": "modeling_treering.ComposedModel",
+}
+
+
+def substrate_key(fingerprint: str) -> str:
+    """The name of a substrate's module and shard."""
+    return fingerprint[:16]
+
+
+def expert_file(name: str) -> str:
+    """The shard of an expert's own tensors."""
+    return f"expert-{name}.safetensors"
+
+
+def substrate_file(fingerprint: str) -> str:
+    """The shard of a substrate's matrix."""
+    return f"substrate-{substrate_key(fingerprint)}.safetensors"
+
+
+def fitted(fusion: Mapping[str, Any] | None) -> list[str]:
+    """What was fitted on top of the experts and has a tensor of its own."""
+    return [name for name in fusion or {} if "hidden" in RULES[name].needs]
+
+
+def shard_files(config: PreTrainedConfig) -> list[str]:
+    """The files of a composition's tensors, in order: each substrate once, each expert, what was fitted."""
+    substrates = dict.fromkeys(record["substrate"] for record in config.experts if record["substrate"])
+    files = [*map(substrate_file, substrates), *(expert_file(record["name"]) for record in config.experts)]
+    return [*files, "fusion.safetensors"] if fitted(config.fusion) else files
+
+
+def shards(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A composition's tensors by file: ``experts.ru.…`` goes to the shard of ``ru``."""
+    files: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, part, *_ = name.split(".")
+        file = "fusion.safetensors" if kind == "fusion" else f"{kind.removesuffix('s')}-{part}.safetensors"
+        files.setdefault(file, {})[name] = tensor.contiguous()
+    return files
+
+
+def write_shard(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write one shard."""
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def write_description(config: PreTrainedConfig, directory: Path) -> None:
+    """Write the configuration, the index and the loader beside the shards, which lie in ``directory`` already.
+
+    Raises:
+        TreeringError: a shard is not there, or cut short.
+    """
+    config.architectures = ["ComposedModel"]
+    config.auto_map = _AUTO_MAP
+    config.dtype = _widest([record["config"]["dtype"] for record in config.experts])
+    config.save_pretrained(directory)
+    sizes = {file: tensor_bytes(directory / file) for file in shard_files(config)}
+    index = {
+        "metadata": {"total_size": sum(sum(tensors.values()) for tensors in sizes.values())},
+        "weight_map": {name: file for file, tensors in sizes.items() for name in sorted(tensors)},
+    }
+    (directory / INDEX).write_text(json.dumps(index, indent=2))
+    (directory / LOADER).write_text(_LOADER)
+
+
+def tensor_bytes(path: Path) -> dict[str, int]:
+    """The size of each tensor in a safetensors file, from its header alone.
+
+    Raises:
+        TreeringError: the file is not there, or cut short.
+    """
+    return {name: tensor["data_offsets"][1] - tensor["data_offsets"][0] for name, tensor in _header(path).items()}
+
+
+def parameter_count(path: Path) -> int:
+    """How many numbers a safetensors file holds, from its header alone.
+
+    Raises:
+        TreeringError: the file is not there, or cut short.
+    """
+    return sum(math.prod(tensor["shape"]) for tensor in _header(path).values())
+
+
+def _header(path: Path) -> dict[str, dict[str, Any]]:
+    """Shape, precision and place of each tensor in a safetensors file."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            tensors = json.loads(file.read(length))
+        tensors.pop("__metadata__", None)
+        complete = path.stat().st_size == 8 + length + max(tensor["data_offsets"][1] for tensor in tensors.values())
+    except (FileNotFoundError, ValueError):
+        complete = False
+    if not complete:
+        raise TreeringError(f"{path} is missing, damaged or cut short. Copy or make the composition again.")
+    return tensors
+
+
+def _widest(dtypes: list[str]) -> str:
+    """The one that holds the numbers of all."""
+    widest = reduce(torch.promote_types, (getattr(torch, dtype) for dtype in dtypes))
+    return str(widest).removeprefix("torch.")
