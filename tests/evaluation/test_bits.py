@@ -38,14 +38,6 @@ def test_losses_are_those_of_a_loop_over_tokens(expert, tokenizer, monkeypatch):
     assert losses.bytes.tolist() == [len(text.encode()) for text in texts]
 
 
-def test_every_token_of_a_long_document_is_scored_once_with_half_a_context(tokenizer):
-    windows = list(bits._windows([list(range(1000))], 0, context=64))
-    scored = [token for w in windows for token in w.tokens[w.scored_from :]]
-    assert scored == list(range(1000))
-    assert all(w.scored_from >= 32 for w in windows[1:])
-    assert max(len(w.tokens) for w in windows) == 65
-
-
 def test_padding_and_batching_change_nothing(expert, tokenizer, pages, monkeypatch):
     model = expert(4)
     texts = pages["zh"][:6]

@@ -6,6 +6,7 @@ from treering.corpus.packing import pack
 from treering.corpus.preparation import CorpusRecipe, prepare
 from treering.corpus.prepared import Corpus, Manifest, load_manifest, require_match
 from treering.corpus.source import Source, embedded, split_of
+from treering.corpus.windows import Window, windows
 
 __all__ = [
     "Corpus",
@@ -14,6 +15,7 @@ __all__ = [
     "Manifest",
     "Mix",
     "Source",
+    "Window",
     "embedded",
     "load_manifest",
     "pack",
@@ -22,4 +24,5 @@ __all__ = [
     "require_match",
     "split_of",
     "training_texts",
+    "windows",
 ]

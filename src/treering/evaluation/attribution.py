@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.composition.model import ComposedModel
+from treering.corpus import windows
 from treering.errors import TreeringError
-from treering.evaluation.bits import _windows
 from treering.tokenizer import encode, separator
 
 Span = tuple[int, int]
@@ -132,8 +132,8 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: st
         raise TreeringError("There is nothing to explain: the text is empty.")
     was_training = composition.training
     composition.eval()
-    windows = _windows([ids], separator(tokenizer), composition.config.max_position_embeddings)
-    read = [_read(composition, window.tokens, window.scored_from) for window in windows]
+    cut = windows([ids], separator(tokenizer), composition.config.max_position_embeddings)
+    read = [_read(composition, window.tokens, window.scored_from) for window in cut]
     composition.train(was_training)
     names = tuple(name for name, _ in composition.named_experts())
     weights, likelihood, joined = (torch.cat(parts, -1).double().cpu() for parts in zip(*read, strict=True))
@@ -148,7 +148,7 @@ def require_composition(model: PreTrainedModel) -> ComposedModel:
     """
     if not isinstance(model, ComposedModel):
         raise TreeringError(
-            "This model is one expert alone, so there is nobody to share the credit with. Give a composition: "
+            "This model is one expert alone: nothing is joined that could be compared. Give a composition: "
             "treering compose EXPERT EXPERT -o DIR."
         )
     return model

@@ -6,13 +6,15 @@ Bits per byte compares models across tokenizers: the information a model needs f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from treering.corpus import Window, windows
 from treering.errors import TreeringError
 from treering.tokenizer import encode, separator
 
@@ -81,7 +83,6 @@ def resampled_ratios(numerator: np.ndarray, denominator: np.ndarray, seed: int, 
     return (counts @ numerator) / (counts @ denominator)
 
 
-@torch.no_grad()
 def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> DocumentLosses:
     """Negative log-likelihood of each text, every token given all before it back to ``</s>``, as in training.
 
@@ -91,27 +92,58 @@ def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
     Raises:
         TreeringError: there is no text, or only empty ones.
     """
+
+    def surprise(inputs: Tensor, targets: Tensor) -> Tensor:
+        return next_token_surprise(model(input_ids=inputs, use_cache=False).logits, targets)[None]
+
+    return losses_by(surprise, model, tokenizer, texts, LOGITS_AT_ONCE)[0]
+
+
+def next_token_surprise(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats [batch, position] that ``targets`` cost under ``logits`` [batch, position, vocab]."""
+    return -logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+
+
+@torch.no_grad()
+def losses_by(
+    surprise: Callable[[Tensor, Tensor], Tensor],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    logits_at_once: int,
+) -> list[DocumentLosses]:
+    """Losses of each text under one or more ways to predict with ``model``, measured together; see `document_losses`.
+
+    Args:
+        surprise: from input and target IDs [batch, position], nats [way, batch, position].
+        logits_at_once: how many (tokens × vocabulary) one call of ``surprise`` may make.
+
+    Raises:
+        TreeringError: there is no text, or only empty ones.
+    """
     texts = [text for text in texts if text]
     if not texts:
         raise TreeringError("There is no text to measure on.")
     ids = encode(tokenizer, texts)
     context = model.config.max_position_embeddings
-    windows = sorted(_windows(ids, separator(tokenizer), context), key=lambda w: len(w.tokens))
-    at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    nats = np.zeros(len(texts))
+    cut = sorted(windows(ids, separator(tokenizer), context), key=lambda w: len(w.tokens))
+    at_once = max(1, logits_at_once // model.config.vocab_size)
+    nats: list[np.ndarray] = []
     was_training = model.training
     model.eval()
-    for batch in _batches(windows, at_once):
+    for batch in _batches(cut, at_once):
         width = len(batch[-1].tokens)
         # Padding stands to the right: under causal attention nothing that is scored ever sees it.
         padded = [window.tokens + [0] * (width - len(window.tokens)) for window in batch]
         input_ids = torch.tensor(padded, device=model.device)
-        logits = model(input_ids=input_ids[:, :-1], use_cache=False).logits.float()
-        losses = -logits.log_softmax(-1).gather(-1, input_ids[:, 1:, None]).squeeze(-1).double()
-        for window, row in zip(batch, losses, strict=True):
-            nats[window.document] += row[window.scored_from - 1 : len(window.tokens) - 1].sum().item()
+        losses = surprise(input_ids[:, :-1], input_ids[:, 1:]).double().cpu()
+        nats = nats or [np.zeros(len(texts)) for _ in losses]
+        for total, rows in zip(nats, losses, strict=True):
+            for window, row in zip(batch, rows, strict=True):
+                total[window.document] += row[window.scored_from - 1 : len(window.tokens) - 1].sum().item()
     model.train(was_training)
-    return DocumentLosses(nats, np.array([len(text.encode()) for text in texts]))
+    sizes = np.array([len(text.encode()) for text in texts])
+    return [DocumentLosses(total, sizes) for total in nats]
 
 
 def uniform_losses(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> DocumentLosses:
@@ -121,28 +153,10 @@ def uniform_losses(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> 
     return DocumentLosses(tokens * math.log(len(tokenizer)), np.array([len(text.encode()) for text in texts]))
 
 
-@dataclass(frozen=True)
-class _Window:
-    document: int
-    tokens: list[int]
-    scored_from: int  # tokens before this index are context only
-
-
-def _windows(documents: Sequence[list[int]], start_token: int, context: int) -> Iterator[_Window]:
-    for index, ids in enumerate(documents):
-        tokens = [start_token, *ids]
-        scored = 1
-        while scored < len(tokens):
-            start = 0 if scored == 1 else scored - context // 2
-            end = min(len(tokens), start + context + 1)  # the last token of a window is only predicted, never read
-            yield _Window(index, tokens[start:end], scored - start)
-            scored = end
-
-
-def _batches(windows: list[_Window], tokens_at_once: int) -> Iterator[list[_Window]]:
+def _batches(cut: list[Window], tokens_at_once: int) -> Iterator[list[Window]]:
     """Runs of windows, sorted by length, whose padded size stays within ``tokens_at_once``."""
-    batch: list[_Window] = []
-    for window in windows:
+    batch: list[Window] = []
+    for window in cut:
         if batch and (len(batch) + 1) * len(window.tokens) > tokens_at_once:
             yield batch
             batch = []
