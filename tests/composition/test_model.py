@@ -89,7 +89,8 @@ def brute_force(experts, model, input_ids):
         weights /= weights.sum()
     if name == "gate":
         inputs = torch.cat([final, weights.log(), torch.ones(1)])
-        weights = (model.fusion["gate"].double() @ inputs).softmax(0)
+        scores = model.fusion["gate"].double() @ inputs
+        weights = scores.exp() if options.get("pool") == "log" else scores.softmax(0)
     if name == "adapter":
         return (model.fusion["adapter"].double() @ final).softmax(-1)
     weights = {"mean": equal, "probability": equal, "weighted": prior}.get(name, weights)

@@ -81,7 +81,7 @@ def test_rules_do_not_care_for_the_order_of_experts(spec, shape, seed, data):
     torch.testing.assert_close(joined.weights.exp()[order], again.weights.exp())
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "adapter"])
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "adapter" and not spec.startswith("gate:pool=log")])
 @given(shapes, seeds)
 def test_one_expert_joined_with_itself_is_itself(spec, shape, seed):
     logits, reading, _ = world(shape, seed)
@@ -191,6 +191,10 @@ def test_gate_starts_at_evidence_and_adapter_at_mean(shape, seed):
         one, other = rule(gate)(logits, reading), rule(evidence)(logits, reading)
         torch.testing.assert_close(one.logits, other.logits)
         torch.testing.assert_close(one.evidence, other.evidence)
+    log = rule("gate:pool=log,switch=0.1")(logits, reading)
+    product = (logits.log_softmax(-1) * log.weights[..., None].exp()).sum(0).softmax(-1)
+    torch.testing.assert_close(log.weights, rule("evidence:switch=0.1")(logits, reading).weights)
+    torch.testing.assert_close(log.logits.softmax(-1), product)
     own = torch.stack([reading.hidden[..., e * D : (e + 1) * D] @ heads[e].T for e in range(experts)])
     torch.testing.assert_close(rule("adapter")(logits, reading).logits, rule("mean")(own, reading).logits)
 

@@ -234,10 +234,15 @@ def top_k(logits: Tensor, reading: Reading, *, k: Annotated[int, Field(ge=1)] = 
 
 @register("mixture of experts' gate (Jacobs 1991) on top of evidence", needs=["logits", "evidence", "hidden"])
 def gate(logits: Tensor, reading: Reading, *, switch: Share = 0.0, pool: Pool = "linear") -> Joined:
-    """Weights per token, a linear map of the experts' hidden states and their log-evidence (see `gate_weights`)."""
+    """Weights per token, a linear map of the experts' hidden states and their log-evidence (see `gate_scores`).
+
+    It starts at exactly the evidence, in either pool. The weights of the log-linear pool need not sum to one: their sum
+    sharpens or flattens the product, as a temperature would.
+    """
     track = _track(reading, switch)
-    weights = gate_weights(reading, track)
-    return Joined(POOLS[pool](logits, weights), weights, track)
+    scores = gate_scores(reading, track)
+    weights = scores.log_softmax(0)
+    return Joined(linear_pool(logits, weights) if pool == "linear" else log_pool(logits, scores), weights, track)
 
 
 @register("the paper's output fine-tuning, section 4", needs=["hidden"])
@@ -251,8 +256,8 @@ def adapter(logits: Tensor, reading: Reading) -> Joined:
     return Joined(joined, _uniform(joined.expand(len(reading.prior), *joined.shape)))
 
 
-def gate_weights(reading: Reading, track: Tensor) -> Tensor:
-    """``softmax(G·[hidden; log-evidence; 1])`` in logs [expert, batch, position], with the fitted ``gate`` G.
+def gate_scores(reading: Reading, track: Tensor) -> Tensor:
+    """``G·[hidden; log-evidence; 1]`` [expert, batch, position], with the fitted ``gate`` G: unnormalised log-weights.
 
     G is [expert, sum of widths + experts + 1]; `gate_start` is the one that gives the evidence itself.
     """
@@ -261,7 +266,7 @@ def gate_weights(reading: Reading, track: Tensor) -> Tensor:
     # An expert ruled out has a weight of 0 from here on, and 0 times its log-evidence shall not be undefined.
     log_evidence = track[..., reading.kept].clamp(min=-1e4).movedim(0, -1)
     inputs = torch.cat([reading.hidden, log_evidence.to(reading.hidden.dtype)], -1)
-    return (inputs @ weight[:, :-1].T + weight[:, -1]).log_softmax(-1).movedim(-1, 0)
+    return (inputs @ weight[:, :-1].T + weight[:, -1]).movedim(-1, 0)
 
 
 def gate_start(experts: int, hidden: int) -> Tensor:
