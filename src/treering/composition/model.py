@@ -350,6 +350,11 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         logits = backbone.head(expert)(final) if _is_known(expert) else final
         return logits[..., : self.config.vocab_size].float()
 
+    def expert_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [expert, batch, position, vocab] from all experts' final states, as ``Reading.hidden`` has them."""
+        widths = [backbone.head(expert).in_features for _, expert in self.named_experts()]
+        return torch.stack([self._logits(e, own) for e, own in enumerate(hidden.split(widths, -1))])
+
     def _caches(self, cache: Cache | None, chosen: Rule) -> tuple[Transcript | None, list[Cache | None]]:
         """The transcript, if the rule needs one, and for each expert a view of its own layers in the common cache.
 
