@@ -9,11 +9,6 @@ import typer
 app = typer.Typer(no_args_is_help=True, help="Measure models: every result with an interval.")
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps ``bits`` a command of its own while it is the only one."""
-
-
 @app.command()
 def bits(
     models: Annotated[list[str], typer.Argument(help="experts and compositions: DIR, NAME=DIR, or a hub name")],
@@ -53,6 +48,53 @@ def bits(
         print_json(data=rows)
     else:
         results().print(as_table(rows))
+
+
+@app.command()
+def forgetting(
+    composition: Annotated[str, typer.Argument(metavar="DIR", help="a composition")],
+    data: Annotated[list[str] | None, typer.Option(help="a prepared corpus: its held-out documents, by source")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="NAME=FILE: every document of a file")] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option(help="EXPERT=TEXT: a text of an expert's own language; known of experts that Treering trained"),
+    ] = None,
+    rule: Annotated[
+        list[str] | None, typer.Option(help="a rule to compare, again for each; without any, all that are ready")
+    ] = None,
+    switched: Annotated[
+        bool, typer.Option(help="also pages that change language with every paragraph, from pages that corpora share")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="documents per text at most, the first ones")] = None,
+    json: Annotated[bool, typer.Option("--json", help="rows and differences as JSON instead of tables")] = False,
+) -> None:
+    """What joining costs each expert in its own language, and what it gains, rule by rule, with 95% intervals."""
+    from rich import print_json
+
+    from treering.cli.console import progress, results
+    from treering.composition import load_model
+    from treering.errors import TreeringError
+    from treering.evaluation import as_change_table, as_table, code_switched, measure_forgetting, require_composition
+    from treering.tokenizer import load
+
+    model, tokenizer = require_composition(load_model(composition)), load(composition)
+    texts = _texts(text or [], data or [], limit)
+    if not texts:
+        raise TreeringError("Nothing to measure on: give --data DIR (held-out documents) or --text NAME=FILE.")
+    extra = {"switched": code_switched(data or [])[:limit]} if switched else {}
+    told: dict[str, list[str]] = {}
+    for pair in own or []:
+        name, _, its = pair.partition("=")
+        told.setdefault(name, []).append(its)
+    with progress().status(f"measuring {composition} …"):
+        measured = measure_forgetting(model, tokenizer, texts, rule, told, extra)
+    if json:
+        print_json(data={"rows": measured.rows, "differences": measured.differences})
+        return
+    out = results()
+    out.print(as_table(measured.rows))
+    out.print()
+    out.print(as_change_table(measured.differences))
 
 
 def _texts(files: list[str], corpora: list[str], limit: int | None) -> dict[str, list[str]]:

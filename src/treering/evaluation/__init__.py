@@ -1,6 +1,6 @@
 """What a model can do, in numbers with intervals, and in text."""
 
-from treering.evaluation.attribution import Attribution, explain
+from treering.evaluation.attribution import Attribution, explain, require_composition
 from treering.evaluation.bits import (
     Change,
     DocumentLosses,
@@ -9,23 +9,39 @@ from treering.evaluation.bits import (
     paired_change,
     uniform_losses,
 )
+from treering.evaluation.forgetting import (
+    Difference,
+    Forgetting,
+    as_change_table,
+    code_switched,
+    composition_losses,
+    measure_forgetting,
+)
 from treering.evaluation.generation import generate, prompt_ids
-from treering.evaluation.table import Row, as_table, bits_per_byte, held_out_texts, rows, uniform_bits_per_byte
+from treering.evaluation.table import Row, as_table, bits_per_byte, held_out_texts, row, rows, uniform_bits_per_byte
 
 __all__ = [
     "Attribution",
     "Change",
+    "Difference",
     "DocumentLosses",
+    "Forgetting",
     "Row",
     "Score",
+    "as_change_table",
     "as_table",
     "bits_per_byte",
+    "code_switched",
+    "composition_losses",
     "document_losses",
     "explain",
     "generate",
     "held_out_texts",
+    "measure_forgetting",
     "paired_change",
     "prompt_ids",
+    "require_composition",
+    "row",
     "rows",
     "uniform_bits_per_byte",
     "uniform_losses",
