@@ -31,9 +31,8 @@ def made(tmp_path_factory) -> Path:
 
 def test_results_have_a_row_for_every_model_and_language(made):
     rows = json.loads((made / "results.json").read_text())
-    models = ("uniform", "ru", "zh", "composed")
-    assert [(r["model"], r["text"]) for r in rows] == [(m, t) for m in models for t in ("ru", "zh", "en")]
-    assert {r["rule"] for r in rows} == {None, "mean"}
+    models = [("uniform", None), ("ru", None), ("zh", None), ("composed", "mean"), ("composed", "evidence")]
+    assert [(r["model"], r["rule"], r["text"]) for r in rows] == [(*m, t) for m in models for t in ("ru", "zh", "en")]
     bits = {(r["model"], r["text"]): r["bits_per_byte"] for r in rows}
     assert bits["ru", "ru"] < bits["zh", "ru"]
     assert bits["zh", "zh"] < bits["ru", "zh"]
@@ -42,17 +41,19 @@ def test_results_have_a_row_for_every_model_and_language(made):
 
 def test_findings_tell_losses_as_well_as_wins(made):
     rows = json.loads((made / "results.json").read_text())
-    bits = {(r["model"], r["text"]): r["bits_per_byte"] for r in rows}
+    bits = {(r["rule"] or r["model"], r["text"]): r["bits_per_byte"] for r in rows}
     sentences = (made / "findings.txt").read_text().splitlines()
     assert [s.partition(":")[0] for s in sentences] == ["ru", "zh", "en"]
     for text, sentence in zip(("ru", "zh", "en"), sentences, strict=True):
-        lost = bits["composed", text] > min(bits["ru", text], bits["zh", text])
-        assert ("worse than" in sentence or "not to be told apart" in sentence) if lost else "worse" not in sentence
+        for rule, part in zip(("mean", "evidence"), sentence.split(";")[1:], strict=True):
+            assert f"joined by {rule} {bits[rule, text]:.3f}"[:-1] in part
+            lost = bits[rule, text] > min(bits["ru", text], bits["zh", text])
+            assert ("worse than" in part or "not to be told apart" in part) if lost else "worse" not in part
 
 
 def test_experts_and_composition_load(made):
     assert type(AutoModelForCausalLM.from_pretrained(made / "ru")) is GPTNeoXForCausalLM
-    assert load_model(made / "composed").config.rule == "mean"
+    assert load_model(made / "composed").config.rule == "evidence"
 
 
 def test_no_held_out_page_is_read_in_any_language_and_no_english_page_twice(made):

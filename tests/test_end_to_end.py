@@ -221,7 +221,8 @@ def test_composed_logits_are_the_mean_of_the_experts(root):
     ids = tokenizer("Чтобы открыть диалоговое окно, 请选择", return_tensors="pt").input_ids
     script = (
         "import sys, torch; from treering import load_model\n"
-        f"print(torch.save(load_model({str(root / 'composed')!r}, rule='mean')(torch.tensor({ids.tolist()})).logits, sys.argv[1]))"
+        f"model = load_model({str(root / 'composed')!r}, rule='mean')\n"
+        f"torch.save(model(torch.tensor({ids.tolist()})).logits, sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", script, str(root / "logits.pt")], check=True, env=dict(os.environ))
     with torch.no_grad():

@@ -19,17 +19,18 @@ from transformers import PreTrainedTokenizerFast
 from treering import __version__
 from treering import substrate as substrates
 from treering import tokenizer as tokenizers
-from treering.composition import compose_directories, load_model
+from treering.composition import DEFAULT_RULE, compose_directories, load_model
 from treering.corpus import Source, prepare, training_texts
 from treering.errors import TreeringError
 from treering.evaluation import (
     DocumentLosses,
     Row,
-    document_losses,
+    composition_losses,
     generate,
     held_out_texts,
     paired_change,
-    rows,
+    require_composition,
+    row,
     uniform_bits_per_byte,
 )
 from treering.output import staged_directory
@@ -40,7 +41,10 @@ LANGUAGES = ("ru", "zh", "en")
 EXPERTS = {"ru": "1/2", "zh": "2/2"}
 """Each expert reads its own language and one half of the English pages; no English page is shared."""
 
-VALIDATION = 0.05
+VALIDATION, CALIBRATION = 0.05, 0.01
+COMPARED = ("mean", DEFAULT_RULE)
+"""Rules: the paper's, and the one that the composition is stored with."""
+
 PROMPTS = {
     "ru": "Чтобы открыть диалоговое окно",
     "zh": "要打开此对话框，请选择",
@@ -90,7 +94,7 @@ def demo(output: str | os.PathLike[str], quick: bool = False, console: Console |
     for expert, part in EXPERTS.items():
         _expert(output, expert, part, tokenizer, size, console)
     if not (output / "composed").exists():
-        _step(console, "composed", "the two experts, by the mean of their logits; nothing is trained")
+        _step(console, "composed", f"the two experts, by {DEFAULT_RULE}; nothing is trained")
         compose_directories({name: output / name for name in EXPERTS}, output / "composed")
     if not (output / "report.html").exists():
         _step(console, "results", "bits per byte on held-out pages, and a page to look at")
@@ -104,20 +108,23 @@ def demo(output: str | os.PathLike[str], quick: bool = False, console: Console |
 
 
 def _findings(losses: Mapping[str, Mapping[str, DocumentLosses]]) -> list[str]:
-    """What the composition wins and loses, in sentences, from the measured losses (by model and text) alone."""
+    """What each rule wins and loses, in sentences, from the measured losses (by text and expert or rule) alone."""
     sentences = []
-    for text, composed in losses["composed"].items():
-        bits = {name: measured[text].score().bits_per_byte for name, measured in losses.items()}
+    for text, measured in losses.items():
+        bits = {name: its.score().bits_per_byte for name, its in measured.items()}
         best, other = sorted(EXPERTS, key=bits.__getitem__)
-        change = paired_change(composed, losses[best][text])
-        verdict = "not to be told apart from"
-        if change.significant:
-            verdict = "better than" if change.change < 0 else "worse than"
-        sentences.append(
-            f"{text}: joined {bits['composed']:.3f} bits per byte, {verdict} the better expert alone "
-            f"({best} {bits[best]:.3f}; change {change.change:+.1%}, 95% interval {change.low:+.1%} to "
-            f"{change.high:+.1%}); the other expert alone has {bits[other]:.3f}."
-        )
+        parts = []
+        for name in COMPARED:
+            change = paired_change(measured[name], measured[best])
+            verdict = "not to be told apart from"
+            if change.significant:
+                verdict = "better than" if change.change < 0 else "worse than"
+            parts.append(
+                f"joined by {name} {bits[name]:.3f}, {verdict} the better expert ({change.change:+.1%}, 95% interval "
+                f"{change.low:+.1%} to {change.high:+.1%})"
+            )
+        alone = f"{text}: {best} alone {bits[best]:.3f} bits per byte, {other} alone {bits[other]:.3f}"
+        sentences.append(f"{alone}; {'; '.join(parts)}.")
     return sentences
 
 
@@ -144,7 +151,7 @@ def _tokenizer(path: Path, size: Size, console: Console) -> PreTrainedTokenizerF
             "tokenizer",
             f"{size.vocab_size:,} Unicode tokens from the training pages of {', '.join(LANGUAGES)}",
         )
-        texts = {language: training_texts(f"embedded:{language}", VALIDATION) for language in LANGUAGES}
+        texts = {language: training_texts(f"embedded:{language}", VALIDATION, CALIBRATION) for language in LANGUAGES}
         trained = tokenizers.train(texts, vocab_size=size.vocab_size)
         with staged_directory(path) as staging:
             tokenizers.save(trained, staging)
@@ -174,7 +181,7 @@ def _expert(
             Source(path="embedded:en", name="en", part=part),
         ]
         context = Backbone(preset=size.preset).shape().context
-        prepare(sources, tokenizer, data, block_size=context, validation=VALIDATION)
+        prepare(sources, tokenizer, data, block_size=context, validation=VALIDATION, calibration=CALIBRATION)
     if not (output / expert).exists():
         _step(console, expert, "an expert, trained apart from the other")
         recipe = ExpertRecipe(
@@ -191,11 +198,13 @@ def _measure(output: Path, tokenizer: PreTrainedTokenizerFast, size: Size) -> De
     held_out = held_out_texts(output / f"data-{expert}" for expert in EXPERTS)
     texts = {language: held_out[language][: size.documents] for language in LANGUAGES}
     results = uniform_bits_per_byte(tokenizer, texts)
-    losses: dict[str, dict[str, DocumentLosses]] = {}
-    for name in (*EXPERTS, "composed"):
-        model = load_model(output / name)
-        losses[name] = {text: document_losses(model, tokenizer, found) for text, found in texts.items()}
-        results += rows(name, model, losses[name])
+    model = require_composition(load_model(output / "composed"))
+    losses = {text: composition_losses(model, tokenizer, found, COMPARED) for text, found in texts.items()}
+    for name in (*EXPERTS, *COMPARED):
+        joined = name in COMPARED
+        for text, measured in losses.items():
+            score = measured[name].score()
+            results.append(row("composed" if joined else name, text, name if joined else None, score))
     return DemoResult(results, _findings(losses))
 
 
@@ -211,15 +220,19 @@ def _report(
     best = {t["name"]: min(r["bits_per_byte"] for r in measured if r["text"] == t["name"]) for t in texts}
     table = [
         {
-            "name": model,
-            "cells": [{**r, "best": r["bits_per_byte"] == best[r["text"]]} for r in result.rows if r["model"] == model],
+            "name": _label(model, rule),
+            "cells": [
+                {**r, "best": r["bits_per_byte"] == best[r["text"]]}
+                for r in result.rows
+                if (r["model"], r["rule"]) == (model, rule)
+            ],
         }
-        for model in dict.fromkeys(r["model"] for r in result.rows)
+        for model, rule in dict.fromkeys((r["model"], r["rule"]) for r in result.rows)
     ]
     runs = {name: json.loads((output / name / "training.json").read_text()) for name in EXPERTS}
     histories = {name: json.loads((output / name / "history.json").read_text()) for name in EXPERTS}
     measured_runs = {name: run["measured"] for name, run in runs.items()}
-    score_figure = scores(measured)
+    score_figure = scores([{**r, "model": _label(r["model"], r["rule"])} for r in measured])
     score_figure.savefig(output / "scores.png", dpi=144)
     page = render(
         "demo",
@@ -241,10 +254,15 @@ def _report(
             ("tokenizer", f"{len(tokenizer):,} tokens, {tokenizers.identity(tokenizer)[:16]}…"),
             *((f"expert {name}", _run_in_words(run)) for name, run in measured_runs.items()),
             ("held out", f"{VALIDATION:.0%} of the pages, the same page ids in every language"),
+            ("set apart", f"{CALIBRATION:.0%} of the pages, for what may be fitted on top of the experts"),
         ],
         commands=_commands(size),
     )
     _write(output / "report.html", page)
+
+
+def _label(model: str, rule: str | None) -> str:
+    return f"{model}, {rule}" if rule else model
 
 
 def _samples(output: Path, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, Any]]:
@@ -274,7 +292,7 @@ def _commands(size: Size) -> str:
             f"treering substrate build tokenizer --d-model {size.d_model} -o substrate",
             *(
                 f"treering data prepare embedded:{expert} embedded:en --part en={part} --tokenizer tokenizer "
-                f"--block-size {block} -o data-{expert}"
+                f"--calibration {CALIBRATION} --block-size {block} -o data-{expert}"
                 for expert, part in EXPERTS.items()
             ),
             *(
@@ -282,7 +300,8 @@ def _commands(size: Size) -> str:
                 for expert in EXPERTS
             ),
             f"treering compose {' '.join(EXPERTS)} -o composed",
-            f"treering eval bits {' '.join(EXPERTS)} composed {' '.join(f'--data data-{e}' for e in EXPERTS)}",
+            f"treering eval forgetting composed {' '.join(f'--data data-{e}' for e in EXPERTS)} "
+            + " ".join(f"--rule {name}" for name in COMPARED),
             f'treering generate composed "{PROMPTS["en"]}"',
         ]
     )
