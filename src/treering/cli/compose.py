@@ -25,13 +25,27 @@ app = typer.Typer(
 )
 
 
+Across = Annotated[
+    bool,
+    typer.Option(
+        "--across-substrates",
+        help="allow other substrates, and models that Treering did not dock, of one and the same tokenizer",
+    ),
+]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a composition")]
+Instead = Annotated[str | None, typer.Option(help="joins them from now on, instead of the composition's rule")]
+
+
 @app.command()
 def join(
     experts: Annotated[list[str], typer.Argument(help="two or more experts: DIR, or NAME=DIR")],
     output: Annotated[Path, typer.Option("--output", "-o", help="directory of the composition")],
     rule: Annotated[
-        str | None, typer.Option(help="how the experts' distributions are joined", show_default="evidence")
+        str | None, typer.Option(help="how they are joined; treering compose rules lists all", show_default="evidence")
     ] = None,
+    licence: Annotated[list[str] | None, typer.Option(help="NAME=TEXT, where the expert's model card has none")] = None,
+    origin: Annotated[list[str] | None, typer.Option(help="NAME=TEXT, instead of the directory's name")] = None,
+    across_substrates: Across = False,
 ) -> None:
     """Join trained experts into one model; nothing is trained, and the experts stay as they are."""
     from treering.cli.console import progress
@@ -40,14 +54,187 @@ def join(
 
     console, named = progress(), dict[str, str]()
     for expert in experts:
-        name, _, path = expert.rpartition("=")
-        name = name or Path(path).name
+        name, path = _named(expert)
         if name in named:
             raise TreeringError(f"Two experts are called {name!r}; name them: NAME=DIR.")
         named[name] = path
-    composed = compose_directories(named, output, rule or DEFAULT_RULE)
-    total = sum(p.numel() for p in composed.parameters())
-    console.print(f"{output}: {', '.join(named)} joined by {composed.rule}; {total:,} parameters, one substrate")
+    records: dict[str, dict[str, Any]] = {}
+    for field, given in (("licence", licence), ("origin", origin)):
+        for name, text in _pairs(given or [], "TEXT"):
+            records.setdefault(name, {})[field] = text
+    composed = compose_directories(named, output, rule or DEFAULT_RULE, records, across_substrates)
+    total, substrates = sum(p.numel() for p in composed.parameters()), len(composed.substrates)
+    shared = "one substrate" if substrates == 1 else f"{substrates or 'no'} substrates"
+    console.print(f"{output}: {', '.join(named)} joined by {composed.rule}; {total:,} parameters, {shared}")
+
+
+@app.command()
+def add(
+    directory: Directory,
+    expert: Annotated[str, typer.Argument(help="DIR, or NAME=DIR, or a hub name")],
+    weight: Annotated[float, typer.Option(help="of its prior, relative to the others'")] = 1.0,
+    licence: Annotated[str | None, typer.Option(help="where its model card has none")] = None,
+    origin: Annotated[str | None, typer.Option(help="instead of its directory's name")] = None,
+    rule: Instead = None,
+    across_substrates: Across = False,
+) -> None:
+    """Let one more expert join; the others' files are not touched. What was fitted to the others alone is dropped."""
+    from treering.cli.console import progress
+    from treering.composition import add_expert
+
+    name, path = _named(expert)
+    told = {"weight": weight} | {k: v for k, v in (("licence", licence), ("origin", origin)) if v is not None}
+    add_expert(directory, path, name, rule, told, across_substrates)
+    progress().print(f"{directory}: {name} joined")
+
+
+@app.command()
+def remove(
+    directory: Directory,
+    name: Annotated[str, typer.Argument(help="the expert that leaves; treering compose list shows them")],
+    rule: Instead = None,
+) -> None:
+    """Let an expert leave without a trace: what stays is, to the byte, what composing the others would have made."""
+    from treering.cli.console import progress
+    from treering.composition import remove_expert
+
+    console, foreign = progress(), remove_expert(directory, name, rule)
+    console.print(f"{directory}: {name} left")
+    if foreign:
+        console.print(f"Files of yours that were kept, and may name it: {', '.join(foreign)}")
+
+
+@app.command("list")
+def list_(
+    directory: Directory, json: Annotated[bool, typer.Option("--json", help="all that is recorded of each")] = False
+) -> None:
+    """Who is in a composition: weight, size, origin, licence, data, fingerprint."""
+    from rich import print_json
+    from rich.table import Table
+
+    from treering.cli.console import results
+    from treering.composition import list_experts
+
+    experts = list_experts(directory)
+    if json:
+        print_json(data=experts)
+        return
+    table = Table("expert", "weight", "share", "model", "parameters", "origin", "licence", box=None)
+    for column in ("trained on", "fingerprint"):
+        table.add_column(column)
+    for record in experts:
+        config, training = record["config"], record.get("training") or {}
+        sources = ", ".join(source["name"] for source in (record.get("data") or {}).get("sources", []))
+        read = training.get("measured", {}).get("tokens")
+        table.add_row(
+            record["name"],
+            f"{record['weight']:g}",
+            f"{record['share']:.1%}",
+            f"{config['model_type']} {config['num_hidden_layers']} × {config['hidden_size']}",
+            f"{record['parameters']:,}",
+            record.get("origin") or "?",
+            record.get("licence") or "?",
+            f"{sources}: {read:,} tokens" if sources and read else sources or "?",
+            (record.get("fingerprint") or "?")[:12],
+        )
+    results().print(table)
+
+
+@app.command()
+def reweight(
+    directory: Directory, weights: Annotated[list[str], typer.Argument(help="NAME=WEIGHT, relative to the others'")]
+) -> None:
+    """Trust some experts more before a text begins; 0 silences one. Those not named keep their weights."""
+    from treering.cli.console import progress
+    from treering.composition import reweight as store
+    from treering.errors import TreeringError
+
+    chosen = {}
+    for name, text in _pairs(weights, "WEIGHT"):
+        try:
+            chosen[name] = float(text)
+        except ValueError:
+            raise TreeringError(f"The weight of {name} is {text!r}, which is no number.") from None
+    store(directory, chosen)
+    progress().print(f"{directory}: {', '.join(f'{name} {weight:g}' for name, weight in chosen.items())}")
+
+
+@app.command()
+def rule(directory: Directory, rule: Annotated[str, typer.Argument(help="treering compose rules lists all")]) -> None:
+    """Store another rule in a composition."""
+    from treering.cli.console import progress
+    from treering.composition import set_rule
+
+    set_rule(directory, rule)
+    progress().print(f"{directory}: joined by {rule}")
+
+
+@app.command()
+def rules() -> None:
+    """All rules, with what can be set in each (NAME:KEY=VALUE,…) and where they come from."""
+    from rich.table import Table
+
+    from treering.cli.console import results
+    from treering.composition import RULES
+    from treering.composition.rules import parameters
+
+    table = Table("rule", "can be set", "source", box=None)
+    for name, known in RULES.items():
+        fields = parameters(known.function).model_fields
+        table.add_row(name, ", ".join(f"{key}={field.default}" for key, field in fields.items()), known.source)
+    results().print(table)
+
+
+@app.command()
+def fit(
+    directory: Directory,
+    rule: Annotated[
+        str, typer.Option(help="weighted, gate or adapter")
+    ] = "gate:switch=0.01",
+    data: Annotated[
+        list[str] | None, typer.Option(help="a corpus prepared with --calibration: the documents it sets apart")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="NAME=FILE: every document of a file")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="to read at most", show_default="1% of the experts' training tokens")
+    ] = None,
+) -> None:
+    """Fit weights, a gate or an adapter on top of the experts, on text that none was trained on; then join by it."""
+    from treering.cli.console import progress
+    from treering.composition import fit_directory
+    from treering.corpus import read_documents
+    from treering.errors import TreeringError
+    from treering.evaluation import held_out_texts
+
+    texts = held_out_texts(data or [], "calibration")
+    for name, path in (_named(entry) for entry in text or []):
+        texts[name] = [document.text for document in read_documents(path)]
+    if not texts:
+        raise TreeringError(
+            "There is no text to fit on: give --data DIR, a corpus prepared with --calibration, or --text NAME=FILE."
+        )
+    console = progress()
+    done = fit_directory(directory, texts, rule, tokens, console)
+    read = ", ".join(f"{name} {count:,}" for name, count in done.texts.items())
+    console.print(
+        f"{directory}: joined by {done.rule}, fitted on {done.tokens:,} tokens ({read}); "
+        f"{done.before:.4f} → {done.after:.4f} nats per token there"
+    )
+
+
+def _named(entry: str) -> tuple[str, str]:
+    """Name and path of ``NAME=PATH``, or of a path that is its own name."""
+    name, _, path = entry.rpartition("=")
+    return name or Path(path).name, path
+
+
+def _pairs(entries: list[str], what: str) -> list[tuple[str, str]]:
+    from treering.errors import TreeringError
+
+    for entry in entries:
+        if "=" not in entry:
+            raise TreeringError(f"{entry!r} does not say whose it is: write NAME={what}.")
+    return [(name, text) for name, _, text in (entry.partition("=") for entry in entries)]
 
 
 def generate(

@@ -1,6 +1,15 @@
 """Experts that become one model after training, by joining their output distributions (paper section 4)."""
 
-from treering.composition.directory import compose_directories, load_model
+from treering.composition.directory import (
+    add_expert,
+    compose_directories,
+    fit_directory,
+    list_experts,
+    load_model,
+    remove_expert,
+    reweight,
+    set_rule,
+)
 from treering.composition.fitting import Fit, fit
 from treering.composition.joining import DEFAULT_RULE, compose
 from treering.composition.model import ComposedModel, CompositionConfig
@@ -15,10 +24,16 @@ __all__ = [
     "Joined",
     "Reading",
     "Rule",
+    "add_expert",
     "compose",
     "compose_directories",
     "fit",
+    "fit_directory",
+    "list_experts",
     "load_model",
     "register",
+    "remove_expert",
+    "reweight",
     "rule",
+    "set_rule",
 ]

@@ -1,22 +1,62 @@
-"""Compositions on disk: from experts' directories to one directory that loads like any model."""
+"""Compositions on disk: made from experts' directories, which then come and go without the others being rewritten."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from treering import backbone
 from treering import tokenizer as tokenizers
-from treering.backbone import standing
-from treering.composition.joining import DEFAULT_RULE, compose
-from treering.composition.model import ComposedModel
+from treering.composition import layout
+from treering.composition.fitting import Fit, fit
+from treering.composition.joining import DEFAULT_RULE, compose, describe, require_fit
+from treering.composition.model import ComposedModel, CompositionConfig, expert_config
+from treering.composition.provenance import provenance
+from treering.composition.rules import rule as parse_rule
 from treering.errors import TreeringError
 from treering.location import locate
-from treering.output import explain_full_disk, require_new, staged_directory
+from treering.output import explain_full_disk, link_or_copy, replaced_directory, require_new, staged_directory
+
+Files = dict[str, Path]
+"""Files by the name that they have in a directory, wherever they lie."""
+
+_TOKENIZERS = "tokenizers"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*",
+)
+_OWN_FILES = (
+    *_TOKENIZER_FILES,
+    f"{_TOKENIZERS}/*",
+    "config.json",
+    "generation_config.json",
+    layout.INDEX,
+    layout.LOADER,
+    layout.expert_file("*"),
+    layout.substrate_file("*"),
+    layout.FUSION,
+)
 
 
 def load_model(directory: str | os.PathLike[str], dtype: Any = None, rule: str | None = None) -> PreTrainedModel:
@@ -54,33 +94,369 @@ def load_model(directory: str | os.PathLike[str], dtype: Any = None, rule: str |
 
 
 def compose_directories(
-    experts: Mapping[str, str | os.PathLike[str]], output: str | os.PathLike[str], rule: str = DEFAULT_RULE
+    experts: Mapping[str, str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    rule: str = DEFAULT_RULE,
+    records: Mapping[str, Mapping[str, Any]] | None = None,
+    across_substrates: bool = False,
 ) -> ComposedModel:
     """Compose trained experts into ``output``, with their common tokenizer.
 
+    Args:
+        experts: directories or hub names, by the experts' names.
+        records: by expert's name, what its record shall say: ``weight`` (1), ``licence`` and ``origin`` (as its
+            directory tells).
+        across_substrates: allow experts on different substrates, and models that Treering did not dock, if they have
+            one tokenizer.
+
     Raises:
-        TreeringError: the experts do not fit together (see ``treering.composition.compose``), one cannot be loaded,
-            or the output exists.
+        TreeringError: the experts do not fit together (see ``treering.composition.compose``), they have different
+            tokenizers or one that none of their vocabularies covers, one cannot be loaded, or the output exists.
     """
     require_new(output)
     if len(experts) < 2:
         raise TreeringError(f"A composition needs at least two experts, not {len(experts)}.")
+    given = records or {}
+    for name in given:
+        _require_known(name, experts)
     models = {name: load_model(path) for name, path in experts.items()}
-    composed = compose(models, rule, {name: _provenance(Path(path)) for name, path in experts.items()})
-    tokenizer = tokenizers.load(next(iter(experts.values())))
-    own = standing(composed.config)
-    if own is not None and tokenizers.identity(tokenizer) != own.tokenizer:
-        raise TreeringError(
-            f"The tokenizer in {next(iter(experts.values()))} is not the one that its config.json names: "
-            f"{tokenizers.identity(tokenizer)} instead of {own.tokenizer}."
-        )
-    with explain_full_disk(Path(output).parent), staged_directory(output) as staging:
+    read = {name: _tokenizer(path, models[name]) for name, path in experts.items()}
+    _require_same_tokenizer(read)
+    found = {name: _record(path, models[name], given.get(name, {})) for name, path in experts.items()}
+    composed = compose(models, rule, found, across_substrates)
+    _require_covered(composed.config, next(iter(read.values())))
+    with (
+        explain_full_disk(Path(output).parent),
+        staged_directory(output) as staging,
+        _saved(read) as saved,
+    ):
         composed.save_pretrained(staging)
-        tokenizers.save(tokenizer, staging)
+        _place_tokenizers(saved, staging)
     return composed
 
 
-def _provenance(expert: Path) -> dict[str, Any]:
-    """What training wrote beside the expert: what it was made from and how."""
-    record = expert / "training.json"
-    return {"training": json.loads(record.read_text())} if record.exists() else {}
+def add_expert(
+    directory: str | os.PathLike[str],
+    expert: str | os.PathLike[str],
+    name: str,
+    rule: str | None = None,
+    record: Mapping[str, Any] | None = None,
+    across_substrates: bool = False,
+) -> None:
+    """Let one more expert join a composition, which is afterwards the one that composing them all would have made.
+
+    What was fitted to the experts before is dropped with it: see `remove_expert`.
+
+    Args:
+        expert: a directory or a hub name.
+        rule: joins them from now on, instead of the composition's rule.
+        record: what the expert's record shall say: ``weight`` (1), ``licence`` and ``origin`` (as its directory tells).
+        across_substrates: see `compose_directories`.
+
+    Raises:
+        TreeringError: ``directory`` is no composition, the name is taken, the expert cannot be loaded or does not fit
+            (see ``treering.composition.compose``), or the rule depends on what is dropped. Nothing was changed.
+    """
+    directory = Path(directory)
+    before = read_composition(directory)
+    names = [record["name"] for record in before.experts]
+    if name in names:
+        raise TreeringError(f"{directory} has an expert called {name!r} already. Choose another name: NAME={expert}")
+    chosen = _outliving(before, rule, directory)
+    model = load_model(expert)
+    read = {directory.name: tokenizers.load(directory), name: _tokenizer(expert, model)}
+    _require_same_tokenizer(read)
+    alone = compose({name: model}, chosen, {name: _record(expert, model, record or {})}, across_substrates=True)
+    standings = {record["name"]: backbone.standing(expert_config(record)) for record in before.experts}
+    require_fit(standings | {name: backbone.standing(model.config)}, across_substrates)
+    after = describe([*_unfitted(before), *alone.config.experts], chosen)
+    _require_covered(after, read[name])
+    new = alone.shards()
+    for file in set(layout.shard_files(before)) & set(new):
+        _require_same_matrix(directory / file, new.pop(file), name)
+    with _saved({name: read[name]}) as saved:
+        rewrite(directory, after, new, {other: _tokenizer_files(directory, other) for other in names} | saved)
+
+
+def remove_expert(directory: str | os.PathLike[str], name: str, rule: str | None = None) -> list[str]:
+    """Let an expert leave a composition without a trace: it is afterwards the one that composing the others would make.
+
+    What was fitted (a gate, an adapter, weights) depends on all experts, so it is dropped; fitted weights become 1.
+
+    Args:
+        rule: joins the others from now on, instead of the composition's rule.
+
+    Returns:
+        Files in ``directory`` that no composition has, such as a model card; they were kept, and may name the expert.
+
+    Raises:
+        TreeringError: ``directory`` is no composition, it has no such expert or no other, or the rule depends on what
+            is dropped. Nothing was changed.
+    """
+    directory = Path(directory)
+    before = read_composition(directory)
+    _require_known(name, [record["name"] for record in before.experts])
+    if len(before.experts) == 1:
+        raise TreeringError(f"{name} is the only expert of {directory}; delete the directory instead.")
+    records = [record for record in _unfitted(before) if record["name"] != name]
+    after = describe(records, _outliving(before, rule, directory))
+    return rewrite(directory, after)
+
+
+def list_experts(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The experts of a composition, in order: all that their records say, and of each its ``share`` of the prior and
+    the number of its own ``parameters``.
+
+    Raises:
+        TreeringError: ``directory`` is no composition, or damaged.
+    """
+    config = read_composition(directory)
+    total = sum(record["weight"] for record in config.experts)
+    return [
+        record
+        | {
+            "share": record["weight"] / total,
+            "parameters": layout.parameter_count(Path(directory) / layout.expert_file(record["name"])),
+        }
+        for record in config.experts
+    ]
+
+
+def reweight(directory: str | os.PathLike[str], weights: Mapping[str, float]) -> None:
+    """Give experts other weights, relative to each other's; those not named keep theirs.
+
+    The weights are the prior of `evidence` and its kin, and all there is to `weighted`.
+
+    Raises:
+        TreeringError: ``directory`` is no composition, it has no such expert, or the weights are no prior. Nothing was
+            changed.
+    """
+    directory = Path(directory)
+    config = read_composition(directory)
+    for name in weights:
+        _require_known(name, [record["name"] for record in config.experts])
+    records = [record | {"weight": float(weights.get(record["name"], record["weight"]))} for record in config.experts]
+    fusion = {name: fit for name, fit in (config.fusion or {}).items() if name != "weighted"}
+    rewrite(directory, describe(records, config.rule, fusion))
+
+
+def set_rule(directory: str | os.PathLike[str], rule: str) -> None:
+    """Store another rule, as `treering.composition.rules.rule` reads it, in a composition.
+
+    Raises:
+        TreeringError: ``directory`` is no composition, there is no such rule, or it has to be fitted first. Nothing was
+            changed.
+    """
+    directory = Path(directory)
+    config = read_composition(directory)
+    chosen = parse_rule(rule)
+    if "hidden" in chosen.needs and chosen.name not in (config.fusion or {}):
+        raise TreeringError(
+            f"The rule {chosen.name} has to be fitted to the experts of {directory} first: treering compose fit."
+        )
+    rewrite(directory, describe(config.experts, rule, config.fusion))
+
+
+def fit_directory(
+    directory: str | os.PathLike[str],
+    texts: Mapping[str, Sequence[str]],
+    rule: str,
+    tokens: int | None = None,
+    console: Console | None = None,
+) -> Fit:
+    """Fit what a rule can learn to the experts of a composition, which is joined by that rule from now on.
+
+    Args and Raises: see `treering.composition.fitting.fit`. If anything is raised, nothing was changed.
+    """
+    directory = Path(directory)
+    read_composition(directory)
+    model, tokenizer = load_model(directory), tokenizers.load(directory)
+    assert isinstance(model, ComposedModel)
+    done = fit(model, tokenizer, texts, rule, tokens, console)
+    learned = {file: tensors for file, tensors in model.shards().items() if file == layout.FUSION}
+    rewrite(directory, describe(model.config.experts, str(model.rule), model.config.fusion), learned)
+    return done
+
+
+def read_composition(directory: str | os.PathLike[str]) -> CompositionConfig:
+    """The configuration of the composition in ``directory``.
+
+    Raises:
+        TreeringError: there is none, or something else, or files of it are missing.
+    """
+    if not Path(directory).is_dir():
+        raise TreeringError(f"There is no directory {directory} with a composition.")
+    try:
+        config = AutoConfig.from_pretrained(directory)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError … for one and the same cause
+        raise TreeringError(f"{directory} holds no composition that could be read: {error}") from error
+    if not isinstance(config, CompositionConfig):
+        raise TreeringError(
+            f"{directory} is a single {config.model_type} model, not a composition. Join it with others to make one: "
+            f"treering compose {directory} EXPERT -o OUT"
+        )
+    for file in layout.shard_files(config):
+        layout.tensor_bytes(Path(directory) / file)
+    return config
+
+
+def rewrite(
+    directory: Path,
+    after: CompositionConfig,
+    new: Mapping[str, dict[str, Tensor]] | None = None,
+    tokens: Mapping[str, Files] | None = None,
+) -> list[str]:
+    """Make the composition in ``directory`` the one that ``after`` describes, all at once.
+
+    Args:
+        new: tensors by shard; every other shard stays as it is, without a copy.
+        tokens: by expert, the files of its tokenizer; those that ``directory`` has for it by default.
+
+    Returns:
+        Files that do not belong to a composition; they stay too.
+
+    Raises:
+        TreeringError: the disk is full. Whatever is raised, nothing was changed.
+    """
+    new, before = new or {}, read_composition(directory)
+    names = [record["name"] for record in after.experts]
+    foreign = {name: path for name, path in _files(directory).items() if not _is_own(name)}
+    with explain_full_disk(directory.parent), replaced_directory(directory) as staging:
+        for file in layout.shard_files(after):
+            if file in new:
+                layout.write_shard(new[file], staging / file)
+            else:
+                link_or_copy(directory / file, staging / file)
+        layout.write_description(after, staging)
+        if names == [record["name"] for record in before.experts]:
+            _link({"generation_config.json": directory / "generation_config.json"}, staging)
+        else:
+            GenerationConfig.from_model_config(after).save_pretrained(staging)
+        _place_tokenizers(tokens or {name: _tokenizer_files(directory, name) for name in names}, staging)
+        _link(foreign, staging)
+    return sorted(foreign)
+
+
+def _unfitted(config: CompositionConfig) -> list[dict[str, Any]]:
+    """The experts' records without weights that were fitted to all of them together."""
+    return [record | ({"weight": 1.0} if "weighted" in (config.fusion or {}) else {}) for record in config.experts]
+
+
+def _outliving(config: CompositionConfig, chosen: str | None, directory: Path) -> str:
+    """The rule of a composition after its experts changed.
+
+    Raises:
+        TreeringError: it depends on what was fitted to the experts before.
+    """
+    known = parse_rule(chosen or config.rule)
+    fitted_weights = chosen is None and known.name == "weighted" and "weighted" in (config.fusion or {})
+    if "hidden" in known.needs or fitted_weights:
+        raise TreeringError(
+            f"The rule {known.name} is fitted to all experts of a composition together, so what {directory} has for it "
+            f"cannot stay when they change. Name a rule that joins them afterwards (--rule {DEFAULT_RULE}, say); to "
+            "have this one again, fit it again: treering compose fit."
+        )
+    return str(known)
+
+
+def _record(expert: str | os.PathLike[str], model: PreTrainedModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a composition notes of an expert: what was given, else what its directory tells."""
+    return provenance(locate(expert, "model"), model) | dict(given)
+
+
+def _require_known(name: str, names: Any) -> None:
+    if name not in names:
+        raise TreeringError(f"There is no expert {name!r}. There are: {', '.join(names)}.")
+
+
+def _require_same_matrix(path: Path, shard: dict[str, Tensor], name: str) -> None:
+    """Refuse an embedding that differs from the stored substrate whose fingerprint it bears."""
+    stored = load_file(path)
+    if not all(torch.equal(stored[key], tensor.cpu()) for key, tensor in shard.items()):
+        raise TreeringError(
+            f"{name}'s embedding is not the substrate that its config.json names, as {path} holds it: it was changed "
+            "after docking."
+        )
+
+
+def _tokenizer(expert: str | os.PathLike[str], model: PreTrainedModel) -> PreTrainedTokenizerFast:
+    """An expert's tokenizer, which is the one that it was docked with."""
+    tokenizer = tokenizers.load(expert)
+    own = backbone.standing(model.config)
+    if own is not None and tokenizers.identity(tokenizer) != own.tokenizer:
+        raise TreeringError(
+            f"The tokenizer in {expert} is not the one that its config.json names: "
+            f"{tokenizers.identity(tokenizer)} instead of {own.tokenizer}."
+        )
+    return tokenizer
+
+
+def _require_same_tokenizer(read: Mapping[str, PreTrainedTokenizerFast]) -> None:
+    """Refuse tokenizers to which an ID means different tokens."""
+    identities = {name: tokenizers.identity(tokenizer) for name, tokenizer in read.items()}
+    first_name, first = next(iter(identities.items()))
+    for name, own in identities.items():
+        if own != first:
+            raise TreeringError(
+                f"{first_name} and {name} have different tokenizers, so an ID is not the same token to both:\n"
+                f"  {first_name}: {first}\n  {name}: {own}\nOnly models of one tokenizer can be joined."
+            )
+
+
+def _require_covered(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a vocabulary that lacks tokens of the tokenizer."""
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if config.vocab_size < needed:
+        raise TreeringError(
+            f"The tokenizer has IDs up to {needed - 1:,}, but there is an expert with only {config.vocab_size:,} rows "
+            "in its output head. An expert must know every token."
+        )
+
+
+@contextmanager
+def _saved(read: Mapping[str, PreTrainedTokenizerFast]) -> Iterator[dict[str, Files]]:
+    """The files of tokenizers, by expert."""
+    with ExitStack() as stack:
+        files: dict[str, Files] = {}
+        for name, tokenizer in read.items():
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            tokenizers.save(tokenizer, place)
+            files[name] = _only(place, _TOKENIZER_FILES)
+        yield files
+
+
+def _tokenizer_files(directory: Path, name: str) -> Files:
+    """The files of an expert's tokenizer in a composition."""
+    own = directory / _TOKENIZERS / name
+    return _files(own) if own.is_dir() else _only(directory, _TOKENIZER_FILES)
+
+
+def _place_tokenizers(tokens: Mapping[str, Files], directory: Path) -> None:
+    """Let a composition have the tokenizer of its first expert.
+
+    Of one identity, tokenizers may still differ in what does not decide IDs (a chat template, say). Each expert's that
+    does lies in a directory of its own, so that nothing of an expert that leaves is needed, or stays.
+    """
+    first = next(iter(tokens.values()))
+    _link(first, directory)
+    for name, files in tokens.items():
+        if {file: path.read_bytes() for file, path in files.items()} != {f: p.read_bytes() for f, p in first.items()}:
+            _link(files, directory / _TOKENIZERS / name)
+
+
+def _link(files: Files, directory: Path) -> None:
+    for name, path in files.items():
+        link_or_copy(path, directory / name)
+
+
+def _files(directory: Path) -> Files:
+    """All files below a directory."""
+    return {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def _only(directory: Path, patterns: tuple[str, ...]) -> Files:
+    return {name: path for name, path in _files(directory).items() if any(fnmatch(name, p) for p in patterns)}
+
+
+def _is_own(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _OWN_FILES)

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from treering.composition.rules import RULES
 from treering.errors import TreeringError
 
-INDEX, LOADER = "model.safetensors.index.json", "modeling_treering.py"
+INDEX, LOADER, FUSION = "model.safetensors.index.json", "modeling_treering.py", "fusion.safetensors"
 _LOADER = '''"""Lets transformers load this composition with trust_remote_code=True; needs the package treering."""
 
 from treering.composition import ComposedModel, CompositionConfig  # noqa: F401
@@ -56,7 +56,7 @@ def shard_files(config: PreTrainedConfig) -> list[str]:
     """The files of a composition's tensors, in order: each substrate once, each expert, what was fitted."""
     substrates = dict.fromkeys(record["substrate"] for record in config.experts if record["substrate"])
     files = [*map(substrate_file, substrates), *(expert_file(record["name"]) for record in config.experts)]
-    return [*files, "fusion.safetensors"] if fitted(config.fusion) else files
+    return [*files, FUSION] if fitted(config.fusion) else files
 
 
 def shards(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -64,7 +64,7 @@ def shards(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     files: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, part, *_ = name.split(".")
-        file = "fusion.safetensors" if kind == "fusion" else f"{kind.removesuffix('s')}-{part}.safetensors"
+        file = FUSION if kind == "fusion" else f"{kind.removesuffix('s')}-{part}.safetensors"
         files.setdefault(file, {})[name] = tensor.contiguous()
     return files
 

@@ -116,15 +116,15 @@ def rule(spec: str) -> Rule:
     if name not in RULES:
         raise TreeringError(f"There is no composition rule {name!r}. There are: {', '.join(RULES)}.")
     values = dict(part.partition("=")[::2] for part in text.split(",") if part)
-    checked = check_recipe(values, _parameters(RULES[name].function), f"rule {spec!r}")
+    checked = check_recipe(values, parameters(RULES[name].function), f"rule {spec!r}")
     chosen = checked.model_dump(exclude_unset=True)
     return Rule(name, RULES[name].function, RULES[name].source, RULES[name].needs, chosen)
 
 
-def _parameters(function: Callable[..., Joined]) -> type[Schema]:
+def parameters(function: Callable[..., Joined]) -> type[Schema]:
     """The schema of a rule's keyword-only parameters."""
-    parameters = inspect.signature(function, eval_str=True).parameters.values()
-    fields: Any = {p.name: (p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    signature = inspect.signature(function, eval_str=True).parameters.values()
+    fields: Any = {p.name: (p.annotation, p.default) for p in signature if p.kind is p.KEYWORD_ONLY}
     return create_model(function.__name__, __base__=Schema, **fields)
 
 

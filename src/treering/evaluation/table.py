@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -38,15 +38,20 @@ def row(model: str, text: str, rule: str | None, score: Score) -> Row:
     )
 
 
-def held_out_texts(directories: Iterable[str | os.PathLike[str]]) -> dict[str, list[str]]:
+def held_out_texts(
+    directories: Iterable[str | os.PathLike[str]], split: Literal["validation", "calibration"] = "validation"
+) -> dict[str, list[str]]:
     """Held-out documents of prepared corpora by source; one that several corpora hold out counts once.
+
+    Args:
+        split: those to measure on, or those set apart for fitting on top of trained experts.
 
     Raises:
         TreeringError: a directory is not a prepared corpus.
     """
     documents: dict[str, dict[str, str]] = {}
     for directory in directories:
-        for row in Corpus.load(directory).validation:
+        for row in getattr(Corpus.load(directory), split):
             documents.setdefault(row["source"], {})[row["id"]] = row["text"]
     return {source: list(found.values()) for source, found in documents.items()}
 
