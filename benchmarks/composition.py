@@ -1,0 +1,190 @@
+"""What a composition is worth and what it costs, on the demo's experts and corpora.
+
+    python benchmarks/composition.py train  --demo runs/demo    # models to compare with, trained once: 15 minutes
+    python benchmarks/composition.py table  --demo runs/demo    # bits per byte: experts, rules, those models
+    python benchmarks/composition.py decode --demo runs/demo    # time and memory of cached decoding
+
+Needs a finished ``treering demo``. ``train`` makes, beside it in DEMO-yardsticks: an English-only expert as a third one;
+one model of an expert's size and one of the composition's total size, each trained on the pooled corpora for as many
+tokens as both experts together. ``table`` fits the rules that can be, on the pages set apart (at most 1% of the
+experts' tokens), joins two experts and three, and measures everything on the held-out pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from treering.composition import ComposedModel, compose_directories, fit, load_model
+from treering.corpus import Source, prepare
+from treering.evaluation import (
+    as_change_table,
+    as_table,
+    code_switched,
+    document_losses,
+    held_out_texts,
+    measure_forgetting,
+    paired_change,
+)
+from treering.tokenizer import load
+from treering.training import Backbone, ExpertRecipe, Training, train_expert
+
+LANGUAGES = ("ru", "zh", "en")
+TOKENS = 1_000_000  # of one expert of the demo
+YARDSTICKS = {"pooled-small": (LANGUAGES, 2 * TOKENS, 4), "pooled-large": (LANGUAGES, 2 * TOKENS, 10)}
+MODELS = {"en": (("en",), TOKENS, 4), **YARDSTICKS}
+"""By name: languages, tokens, layers (10 make the parameters of the composition: 6.0 M beside 5.9 M)."""
+
+RULES = (
+    "mean",
+    "probability",
+    "evidence",
+    "evidence:switch=0.001",
+    "evidence:switch=0.01",
+    "evidence:switch=0.1",
+    "top_k",
+    "top_k:switch=0.01",
+)
+FITTED = ("weighted", "weighted:pool=log", "gate:switch=0.01", "gate:pool=log", "adapter")
+
+
+def train(demo: Path, console: Console) -> None:
+    place, tokenizer = yardsticks(demo), load(demo / "tokenizer")
+    for name, (languages, tokens, layers) in MODELS.items():
+        data = place / f"data-{'-'.join(languages)}"
+        if not data.exists():
+            sources = [Source(path=f"embedded:{language}", name=language) for language in languages]
+            prepare(sources, tokenizer, data, block_size=256, validation=0.05, calibration=0.01)
+        if not (place / name).exists():
+            console.print(f"[bold]{name}[/]")
+            recipe = ExpertRecipe(
+                substrate=os.fspath(demo / "substrate"),
+                data=os.fspath(data),
+                output=os.fspath(place / name),
+                backbone=Backbone(preset="small", layers=layers),
+                training=Training(tokens=tokens, evaluations=4),
+            )
+            train_expert(recipe, console)
+
+
+def table(demo: Path, console: Console) -> None:
+    place, tokenizer = yardsticks(demo), load(demo / "tokenizer")
+    corpora = [demo / "data-ru", demo / "data-zh"]
+    texts = {language: held_out_texts(corpora)[language] for language in LANGUAGES}
+    calibration = held_out_texts(corpora, "calibration")
+    switched = {"switched": code_switched(map(str, corpora))}
+    pooled = {name: load_model(place / name) for name in YARDSTICKS}
+    for experts in (("ru", "zh"), ("ru", "zh", "en")):
+        joined = place / "-".join(experts)
+        if not joined.exists():
+            compose_directories({e: place / e if e == "en" else demo / e for e in experts}, joined)
+        model = load_model(joined)
+        assert isinstance(model, ComposedModel)
+        console.print(f"\n[bold]{' + '.join(experts)}[/]")
+        fitted = []
+        for spec in FITTED:
+            begun = time.perf_counter()
+            done = fit(model, tokenizer, calibration, spec)
+            console.print(
+                f"  {spec}: {done.tokens:,} tokens, {done.before:.4f} → {done.after:.4f} nats/token, "
+                f"{time.perf_counter() - begun:.0f} s"
+            )
+            weights = [record["weight"] for record in model.config.experts]
+            measured = measure_forgetting(model, tokenizer, texts, [spec], extra=switched)
+            fitted.append(measured)
+            for record in model.config.experts:
+                record["weight"] = 1.0
+            console.print(f"    weights {weights}" if spec.startswith("weighted") else "", end="\n")
+        measured = measure_forgetting(model, tokenizer, texts, RULES, extra=switched)
+        rows, differences = list(measured.rows), list(measured.differences)
+        for one in fitted:
+            rows += [row for row in one.rows if row["rule"]]
+            differences += one.differences
+        console.print(as_table(rows))
+        console.print(as_change_table(differences))
+        (joined / "table.json").write_text(json.dumps({"rows": rows, "differences": differences}, indent=1))
+    evidence = load_model(place / "ru-zh", rule="evidence:switch=0.01")
+    distance = Table("evidence:switch=0.01 against", *LANGUAGES, box=None)
+    for name, model in pooled.items():
+        cells = []
+        for text in LANGUAGES:
+            own, theirs = (document_losses(m, tokenizer, texts[text]) for m in (evidence, model))
+            change = paired_change(own, theirs)
+            cells.append(
+                f"{theirs.score().bits_per_byte:.3f}: {change.change:+.1%} ({change.low:+.1%} … {change.high:+.1%})"
+            )
+        distance.add_row(f"{name} ({sum(p.numel() for p in model.parameters()):,} parameters)", *cells)
+    console.print(distance)
+
+
+@torch.no_grad()
+def decode(demo: Path, console: Console, tokens: int = 150, rounds: int = 7) -> None:
+    """Median time of greedy decoding after a Russian prompt; every model in turn, round by round, in one process."""
+    tokenizer = load(demo / "tokenizer")
+    page = max(held_out_texts([demo / "data-ru"])["ru"], key=len)
+    prompt = torch.tensor([[tokenizer.eos_token_id, *tokenizer(page)["input_ids"]][:64]])
+    joined = load_model(demo / "composed")
+    assert isinstance(joined, ComposedModel)
+
+    def ways() -> dict[str, Callable[[], object]]:
+        def of(model: torch.nn.Module, rule: str | None = None) -> Callable[[], object]:
+            def run() -> object:
+                if rule:
+                    model.use(rule)
+                return model.generate(
+                    prompt, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
+                )
+
+            return run
+
+        experts = {name: of(load_model(demo / name)) for name in ("ru", "zh")}
+        return experts | {rule: of(joined, rule) for rule in ("mean", "evidence", "evidence:switch=0.01", "top_k")}
+
+    runs = ways()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            if turn:  # the first round warms up
+                times[name].append(time.perf_counter() - begun)
+    sums = [ru + zh for ru, zh in zip(times["ru"], times["zh"], strict=True)]
+    result = Table("decoding", "ms/token", "of both experts' sum", "of the Russian expert", box=None)
+    for name, own in times.items():
+        ratios = [
+            statistics.median(a / b for a, b in zip(own, reference, strict=True)) for reference in (sums, times["ru"])
+        ]
+        result.add_row(name, f"{1000 * statistics.median(own) / tokens:.2f}", *(f"{ratio:.2f}" for ratio in ratios))
+    console.print(result)
+    stored = sum(p.nbytes for p in joined.parameters())
+    apart = sum(p.nbytes for name in ("ru", "zh") for p in load_model(demo / name).parameters())
+    console.print(f"parameters: {stored / 2**20:.1f} MiB joined, {apart / 2**20:.1f} MiB apart")
+    console.print(f"memory of this process: {psutil.Process().memory_info().rss / 2**20:.0f} MiB")
+
+
+def yardsticks(demo: Path) -> Path:
+    return demo.with_name(demo.name + "-yardsticks")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "table", "decode"))
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
+    options = parser.parse_args()
+    console = Console(width=None if shutil.get_terminal_size().columns > 160 else 200, highlight=False)
+    {"train": train, "table": table, "decode": decode}[options.what](options.demo, console)
+
+
+if __name__ == "__main__":
+    main()
