@@ -4,7 +4,7 @@
     python benchmarks/composition.py table  --demo runs/demo    # bits per byte: experts, rules, those models
     python benchmarks/composition.py decode --demo runs/demo    # time and memory of cached decoding
 
-Needs a finished ``treering demo``. ``train`` makes, beside it in DEMO-yardsticks: an English-only expert as a third one;
+Needs a finished ``treering demo``. ``train`` makes, beside it in DEMO-yardsticks: an English-only expert as a third;
 one model of an expert's size and one of the composition's total size, each trained on the pooled corpora for as many
 tokens as both experts together. ``table`` fits the rules that can be, on the pages set apart (at most 1% of the
 experts' tokens), joins two experts and three, and measures everything on the held-out pages.

@@ -17,6 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
+from treering import load_model
 from treering.cli import main
 
 pytestmark = pytest.mark.slow
@@ -102,6 +103,37 @@ def test_eval_writes_the_one_shape(root):
         assert set(row) == {"model", "text", "rule", "bits_per_byte", "low", "high", "documents"}
         assert 0 < row["low"] <= row["bits_per_byte"] <= row["high"] < 10
         assert row["documents"] <= 3
+
+
+def test_experts_come_and_go(root, tmp_path):
+    joined = tmp_path / "joined"
+    done("compose", root / "ru", root / "zh", "-o", joined, "--rule", "evidence:switch=0.02")
+    before = {path.name: path.read_bytes() for path in joined.iterdir()}
+    done("compose", "add", joined, f"third={root / 'zh'}", "--weight", "0.5", "--licence", "CC0-1.0")
+    third = json.loads(done("compose", "list", joined, "--json"))[2]
+    assert (third["name"], third["weight"], third["licence"], third["origin"]) == ("third", 0.5, "CC0-1.0", "zh")
+    assert third["data"]["sources"][0]["name"] == "zh"
+    assert "8,192 tokens" in done("compose", "list", joined)
+    done("compose", "remove", joined, "third")
+    assert {path.name: path.read_bytes() for path in joined.iterdir()} == before
+    done("compose", "reweight", joined, "ru=2", "zh=1")
+    done("compose", "rule", joined, "mean")
+    assert load_model(joined).config.rule == "mean"
+    assert "Herbster" in done("compose", "rules")
+
+
+def test_fit_and_forgetting(root, tmp_path):
+    joined = tmp_path / "joined"
+    done("compose", root / "ru", root / "zh", "-o", joined)
+    texts = [part for name in ("ru", "zh") for part in ("--text", f"{name}={root / f'{name}.txt'}")]
+    done("compose", "fit", joined, "--rule", "gate:switch=0.1", "--tokens", 500, *texts)
+    arguments = ["--data", root / "data-ru", "--data", root / "data-zh", "--limit", 3]
+    result = json.loads(done("eval", "forgetting", joined, *arguments, "--json"))
+    assert {row["rule"] for row in result["rows"]} >= {None, "mean", "evidence", "gate:switch=0.1"}
+    assert {row["text"] for row in result["rows"]} == {"ru", "zh", "mixture"}
+    assert {(d["text"], d["expert"]) for d in result["differences"] if d["own"]} == {("ru", "ru"), ("zh", "zh")}
+    table = done("eval", "forgetting", joined, *arguments, "--rule", "mean")
+    assert "oracle" in table and "change of bits per byte" in table
 
 
 def test_generate_is_repeatable_and_streams_what_it_returns(root):
@@ -198,6 +230,17 @@ def test_a_truncated_checkpoint(root, tmp_path):
         (["generate", "{root}/ru", "word " * 100], "the model's context is 64"),
         (["compose", "{root}/ru", "-o", "{new}"], "at least two experts"),
         (["compose", "{root}/ru", "{root}/ru", "-o", "{new}"], "Two experts are called 'ru'"),
+        (["compose", "add", "{root}/composed", "{root}/ru"], "called 'ru' already"),
+        (["compose", "add", "{root}/composed", "x={root}/composed"], "is a composition"),
+        (["compose", "remove", "{root}/composed", "fr"], "There is no expert 'fr'"),
+        (["compose", "list", "{root}/ru"], "not a composition"),
+        (["compose", "reweight", "{root}/composed", "ru"], "write NAME=WEIGHT"),
+        (["compose", "reweight", "{root}/composed", "ru=much"], "which is no number"),
+        (["compose", "fit", "{root}/composed"], "no text to fit on"),
+        (["compose", "fit", "{root}/composed", "--data", "{root}/data-ru"], "no text to fit on"),
+        (["eval", "forgetting", "{root}/ru", "--data", "{root}/data-ru"], "one expert alone"),
+        (["eval", "forgetting", "{root}/composed", "--text", "page={root}/zh.txt"], "Say so: --own ru=TEXT"),
+        (["generate", "{root}/ru", "x", "--rule", "mean"], "single gpt_neox model"),
         (["compose", "{root}/ru", "{root}/zh", "--rule", "median", "-o", "{new}"], "no composition rule 'median'"),
         (["compose", "{root}/ru", "{root}/zh", "-o", "{root}/ru"], "already exists"),
         (["eval", "bits", "{root}/ru"], "Nothing to measure on"),

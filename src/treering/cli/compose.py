@@ -188,9 +188,7 @@ def rules() -> None:
 @app.command()
 def fit(
     directory: Directory,
-    rule: Annotated[
-        str, typer.Option(help="weighted, gate or adapter")
-    ] = "gate:switch=0.01",
+    rule: Annotated[str, typer.Option(help="weighted, gate or adapter")] = "gate:switch=0.01",
     data: Annotated[
         list[str] | None, typer.Option(help="a corpus prepared with --calibration: the documents it sets apart")
     ] = None,

@@ -27,7 +27,7 @@ from treering import backbone
 from treering import tokenizer as tokenizers
 from treering.composition import layout
 from treering.composition.fitting import Fit, fit
-from treering.composition.joining import DEFAULT_RULE, compose, describe, require_fit
+from treering.composition.joining import DEFAULT_RULE, compose, describe, require_fit, require_single
 from treering.composition.model import ComposedModel, CompositionConfig, expert_config
 from treering.composition.provenance import provenance
 from treering.composition.rules import rule as parse_rule
@@ -119,7 +119,7 @@ def compose_directories(
     given = records or {}
     for name in given:
         _require_known(name, experts)
-    models = {name: load_model(path) for name, path in experts.items()}
+    models = {name: require_single(name, load_model(path)) for name, path in experts.items()}
     read = {name: _tokenizer(path, models[name]) for name, path in experts.items()}
     _require_same_tokenizer(read)
     found = {name: _record(path, models[name], given.get(name, {})) for name, path in experts.items()}
@@ -163,7 +163,7 @@ def add_expert(
     if name in names:
         raise TreeringError(f"{directory} has an expert called {name!r} already. Choose another name: NAME={expert}")
     chosen = _outliving(before, rule, directory)
-    model = load_model(expert)
+    model = require_single(name, load_model(expert))
     read = {directory.name: tokenizers.load(directory), name: _tokenizer(expert, model)}
     _require_same_tokenizer(read)
     alone = compose({name: model}, chosen, {name: _record(expert, model, record or {})}, across_substrates=True)

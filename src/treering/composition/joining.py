@@ -50,9 +50,7 @@ def compose(
         raise TreeringError("A composition needs at least one expert.")
     for name, expert in experts.items():
         _require_name(name)
-        if isinstance(expert, ComposedModel):
-            inner = ", ".join(name for name, _ in expert.named_experts())
-            raise TreeringError(f"{name} is a composition itself, of {inner}. Give its experts one by one.")
+        require_single(name, expert)
     require_fit({name: backbone.standing(expert.config) for name, expert in experts.items()}, across_substrates)
     substrates = {name: substrate_of(expert) for name, expert in experts.items()}
     _require_unchanged(experts, substrates)
@@ -123,6 +121,18 @@ def _portable(expert: PreTrainedModel) -> dict[str, Any]:
     """An expert's configuration without traces of this machine, and with the precision of its weights."""
     config = expert.config.to_dict() | {"dtype": str(expert.dtype).removeprefix("torch.")}
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+
+
+def require_single(name: str, model: PreTrainedModel) -> PreTrainedModel:
+    """Refuse a composition in an expert's place.
+
+    Raises:
+        TreeringError: the model is a composition; its experts are named.
+    """
+    if isinstance(model, ComposedModel):
+        inside = ", ".join(record["name"] for record in model.config.experts)
+        raise TreeringError(f"{name} is a composition, of {inside}. Join its experts, from their own directories.")
+    return model
 
 
 def _require_name(name: str) -> None:
