@@ -1,13 +1,14 @@
 """What a composition is worth and what it costs, on the demo's experts and corpora.
 
     python benchmarks/composition.py train  --demo runs/demo    # models to compare with, trained once: 15 minutes
-    python benchmarks/composition.py table  --demo runs/demo    # bits per byte: experts, rules, those models
+    python benchmarks/composition.py table  --demo runs/demo    # bits per byte: experts and rules; --experts ru zh en
+    python benchmarks/composition.py pooled --demo runs/demo    # the distance to models trained on pooled data
     python benchmarks/composition.py decode --demo runs/demo    # time and memory of cached decoding
 
 Needs a finished ``treering demo``. ``train`` makes, beside it in DEMO-yardsticks: an English-only expert as a third;
 one model of an expert's size and one of the composition's total size, each trained on the pooled corpora for as many
 tokens as both experts together. ``table`` fits the rules that can be, on the pages set apart (at most 1% of the
-experts' tokens), joins two experts and three, and measures everything on the held-out pages.
+experts' tokens), and measures everything on the held-out pages.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from treering.composition import ComposedModel, compose_directories, fit, load_model
+from treering.composition import compose_directories, fit, load_model
 from treering.corpus import Source, prepare
 from treering.evaluation import (
     as_change_table,
@@ -36,6 +37,7 @@ from treering.evaluation import (
     held_out_texts,
     measure_forgetting,
     paired_change,
+    require_composition,
 )
 from treering.tokenizer import load
 from treering.training import Backbone, ExpertRecipe, Training, train_expert
@@ -78,54 +80,54 @@ def train(demo: Path, console: Console) -> None:
             train_expert(recipe, console)
 
 
-def table(demo: Path, console: Console) -> None:
+def table(demo: Path, console: Console, experts: list[str]) -> None:
     place, tokenizer = yardsticks(demo), load(demo / "tokenizer")
     corpora = [demo / "data-ru", demo / "data-zh"]
-    texts = {language: held_out_texts(corpora)[language] for language in LANGUAGES}
-    calibration = held_out_texts(corpora, "calibration")
+    texts, calibration = held_out(demo), held_out_texts(corpora, "calibration")
     switched = {"switched": code_switched(map(str, corpora))}
-    pooled = {name: load_model(place / name) for name in YARDSTICKS}
-    for experts in (("ru", "zh"), ("ru", "zh", "en")):
-        joined = place / "-".join(experts)
-        if not joined.exists():
-            compose_directories({e: place / e if e == "en" else demo / e for e in experts}, joined)
-        model = load_model(joined)
-        assert isinstance(model, ComposedModel)
-        console.print(f"\n[bold]{' + '.join(experts)}[/]")
-        fitted = []
-        for spec in FITTED:
-            begun = time.perf_counter()
-            done = fit(model, tokenizer, calibration, spec)
-            console.print(
-                f"  {spec}: {done.tokens:,} tokens, {done.before:.4f} → {done.after:.4f} nats/token, "
-                f"{time.perf_counter() - begun:.0f} s"
-            )
-            weights = [record["weight"] for record in model.config.experts]
-            measured = measure_forgetting(model, tokenizer, texts, [spec], extra=switched)
-            fitted.append(measured)
-            for record in model.config.experts:
-                record["weight"] = 1.0
-            console.print(f"    weights {weights}" if spec.startswith("weighted") else "", end="\n")
-        measured = measure_forgetting(model, tokenizer, texts, RULES, extra=switched)
-        rows, differences = list(measured.rows), list(measured.differences)
-        for one in fitted:
-            rows += [row for row in one.rows if row["rule"]]
-            differences += one.differences
-        console.print(as_table(rows))
-        console.print(as_change_table(differences))
-        (joined / "table.json").write_text(json.dumps({"rows": rows, "differences": differences}, indent=1))
-    evidence = load_model(place / "ru-zh", rule="evidence:switch=0.01")
-    distance = Table("evidence:switch=0.01 against", *LANGUAGES, box=None)
-    for name, model in pooled.items():
+    joined = place / "-".join(experts)
+    if not joined.exists():
+        compose_directories({name: place / name if name in MODELS else demo / name for name in experts}, joined)
+    measured = []
+    for spec in FITTED:
+        model, begun = require_composition(load_model(joined)), time.perf_counter()
+        done = fit(model, tokenizer, calibration, spec)
+        console.print(
+            f"{spec}: {done.tokens:,} tokens ({done.texts}), {done.before:.4f} → {done.after:.4f} nats/token, "
+            f"{time.perf_counter() - begun:.0f} s; weights {[record['weight'] for record in model.config.experts]}"
+        )
+        measured.append(measure_forgetting(model, tokenizer, texts, [spec], extra=switched))
+    model = require_composition(load_model(joined))
+    measured.insert(0, measure_forgetting(model, tokenizer, texts, RULES, extra=switched))
+    rows = measured[0].rows + [row for one in measured[1:] for row in one.rows if row["rule"]]
+    differences = [difference for one in measured for difference in one.differences]
+    console.print(as_table(rows))
+    console.print(as_change_table(differences))
+    (place / f"{joined.name}.json").write_text(json.dumps({"rows": rows, "differences": differences}, indent=1))
+
+
+def pooled(demo: Path, console: Console) -> None:
+    place, tokenizer, texts = yardsticks(demo), load(demo / "tokenizer"), held_out(demo)
+    models = {"joined": load_model(demo / "composed", rule="evidence:switch=0.01")}
+    models |= {name: load_model(place / name) for name in YARDSTICKS}
+    losses = {
+        name: {text: document_losses(model, tokenizer, found) for text, found in texts.items()}
+        for name, model in models.items()
+    }
+    result = Table("bits per byte; joined against it", *texts, box=None)
+    for name, measured in losses.items():
         cells = []
-        for text in LANGUAGES:
-            own, theirs = (document_losses(m, tokenizer, texts[text]) for m in (evidence, model))
-            change = paired_change(own, theirs)
-            cells.append(
-                f"{theirs.score().bits_per_byte:.3f}: {change.change:+.1%} ({change.low:+.1%} … {change.high:+.1%})"
-            )
-        distance.add_row(f"{name} ({sum(p.numel() for p in model.parameters()):,} parameters)", *cells)
-    console.print(distance)
+        for text, own in measured.items():
+            change = paired_change(losses["joined"][text], own)
+            difference = f" ({change.change:+.1%}: {change.low:+.1%} … {change.high:+.1%})" if name != "joined" else ""
+            cells.append(f"{own.score().bits_per_byte:.3f}{difference}")
+        result.add_row(f"{name}, {sum(p.numel() for p in models[name].parameters()):,} parameters", *cells)
+    console.print(result)
+
+
+def held_out(demo: Path) -> dict[str, list[str]]:
+    found = held_out_texts([demo / "data-ru", demo / "data-zh"])
+    return {language: found[language] for language in LANGUAGES}
 
 
 @torch.no_grad()
@@ -134,8 +136,7 @@ def decode(demo: Path, console: Console, tokens: int = 150, rounds: int = 7) -> 
     tokenizer = load(demo / "tokenizer")
     page = max(held_out_texts([demo / "data-ru"])["ru"], key=len)
     prompt = torch.tensor([[tokenizer.eos_token_id, *tokenizer(page)["input_ids"]][:64]])
-    joined = load_model(demo / "composed")
-    assert isinstance(joined, ComposedModel)
+    joined = require_composition(load_model(demo / "composed"))
 
     def ways() -> dict[str, Callable[[], object]]:
         def of(model: torch.nn.Module, rule: str | None = None) -> Callable[[], object]:
@@ -179,11 +180,15 @@ def yardsticks(demo: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table", "decode"))
+    parser.add_argument("what", choices=("train", "table", "pooled", "decode"))
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--experts", nargs="+", default=["ru", "zh"], help="of the table; en is the third")
     options = parser.parse_args()
-    console = Console(width=None if shutil.get_terminal_size().columns > 160 else 200, highlight=False)
-    {"train": train, "table": table, "decode": decode}[options.what](options.demo, console)
+    console = Console(width=max(240, shutil.get_terminal_size().columns), highlight=False)
+    if options.what == "table":
+        table(options.demo, console, options.experts)
+    else:
+        {"train": train, "pooled": pooled, "decode": decode}[options.what](options.demo, console)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ RIDGE = 0.01
 STEPS = 60
 """Of L-BFGS at most; it stops sooner where nothing is gained."""
 
-ADAPTER_RATE, ADAPTER_EPOCHS, BATCH = 1e-3, 20, 256
+ADAPTER_RATE, ADAPTER_EPOCHS, BATCH = 3e-4, 20, 256
+"""Of the adapter: Adam, passes over the text at most, and tokens in a step (docs/rules.md)."""
 
 
 @dataclass(frozen=True)
