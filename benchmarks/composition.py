@@ -58,7 +58,7 @@ RULES = (
     "top_k",
     "top_k:switch=0.01",
 )
-FITTED = ("weighted", "weighted:pool=log", "gate:switch=0.01", "gate:pool=log", "adapter")
+FITTED = ("weighted", "gate:switch=0.01", "adapter", "weighted:pool=log", "gate:switch=0.01,pool=log")
 
 
 def train(demo: Path, console: Console) -> None:
@@ -89,7 +89,7 @@ def table(demo: Path, console: Console, experts: list[str]) -> None:
     if not joined.exists():
         compose_directories({name: place / name if name in MODELS else demo / name for name in experts}, joined)
     measured = []
-    for spec in FITTED:
+    for spec in FITTED if len(experts) == 2 else FITTED[:2]:
         model, begun = require_composition(load_model(joined)), time.perf_counter()
         done = fit(model, tokenizer, calibration, spec)
         console.print(

@@ -28,8 +28,8 @@ SHARE = 0.01
 RIDGE = 0.01
 """Pull of a gate's hidden-state part back to its start, per squared unit (docs/rules.md says how it was chosen)."""
 
-STEPS = 60
-"""Of L-BFGS at most; it stops sooner where nothing is gained."""
+STEPS = 25
+"""Of L-BFGS at most: more would fit the few tokens rather than the language."""
 
 ADAPTER_RATE, ADAPTER_EPOCHS, BATCH = 3e-4, 20, 256
 """Of the adapter: Adam, passes over the text at most, and tokens in a step (docs/rules.md)."""
