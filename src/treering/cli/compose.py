@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from treering.errors import TreeringError
 
 
 class JoinByDefault(TyperGroup):
@@ -21,9 +24,9 @@ class JoinByDefault(TyperGroup):
 app = typer.Typer(
     cls=JoinByDefault,
     no_args_is_help=True,
-    help="Join trained experts into one model (compose A B -o OUT), and let experts come and go.",
+    subcommand_metavar="[join] EXPERT EXPERT... -o OUT | COMMAND ...",
+    help="Join trained experts into one model, and let experts come and go.",
 )
-
 
 Across = Annotated[
     bool,
@@ -38,19 +41,27 @@ Instead = Annotated[str | None, typer.Option(help="joins them from now on, inste
 
 @app.command()
 def join(
-    experts: Annotated[list[str], typer.Argument(help="two or more experts: DIR, or NAME=DIR")],
+    experts: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]EXPERT", help="two or more: directories or hub names")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="directory of the composition")],
     rule: Annotated[
         str | None, typer.Option(help="how they are joined; treering compose rules lists all", show_default="evidence")
     ] = None,
-    licence: Annotated[list[str] | None, typer.Option(help="NAME=TEXT, where the expert's model card has none")] = None,
-    origin: Annotated[list[str] | None, typer.Option(help="NAME=TEXT, instead of the directory's name")] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=WEIGHT", help="of its prior, relative to the others' (1)")
+    ] = None,
+    licence: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=TEXT", help="instead of what its model card says")
+    ] = None,
+    origin: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=TEXT", help="instead of its directory's or hub name")
+    ] = None,
     across_substrates: Across = False,
 ) -> None:
-    """Join trained experts into one model; nothing is trained, and the experts stay as they are."""
+    """Join experts (what compose does if it reads no other command); nothing is trained, and they stay as they are."""
     from treering.cli.console import progress
     from treering.composition import DEFAULT_RULE, compose_directories
-    from treering.errors import TreeringError
 
     console, named = progress(), dict[str, str]()
     for expert in experts:
@@ -59,9 +70,9 @@ def join(
             raise TreeringError(f"Two experts are called {name!r}; name them: NAME=DIR.")
         named[name] = path
     records: dict[str, dict[str, Any]] = {}
-    for field, given in (("licence", licence), ("origin", origin)):
-        for name, text in _pairs(given or [], "TEXT"):
-            records.setdefault(name, {})[field] = text
+    for field, given in (("weight", _numbers(weight)), ("licence", _pairs(licence)), ("origin", _pairs(origin))):
+        for name, value in given.items():
+            records.setdefault(name, {})[field] = value
     composed = compose_directories(named, output, rule or DEFAULT_RULE, records, across_substrates)
     total, substrates = sum(p.numel() for p in composed.parameters()), len(composed.substrates)
     shared = "one substrate" if substrates == 1 else f"{substrates or 'no'} substrates"
@@ -71,10 +82,10 @@ def join(
 @app.command()
 def add(
     directory: Directory,
-    expert: Annotated[str, typer.Argument(help="DIR, or NAME=DIR, or a hub name")],
+    expert: Annotated[str, typer.Argument(metavar="[NAME=]EXPERT", help="a directory or hub name")],
     weight: Annotated[float, typer.Option(help="of its prior, relative to the others'")] = 1.0,
-    licence: Annotated[str | None, typer.Option(help="where its model card has none")] = None,
-    origin: Annotated[str | None, typer.Option(help="instead of its directory's name")] = None,
+    licence: Annotated[str | None, typer.Option(help="instead of what its model card says")] = None,
+    origin: Annotated[str | None, typer.Option(help="instead of its directory's or hub name")] = None,
     rule: Instead = None,
     across_substrates: Across = False,
 ) -> None:
@@ -91,7 +102,7 @@ def add(
 @app.command()
 def remove(
     directory: Directory,
-    name: Annotated[str, typer.Argument(help="the expert that leaves; treering compose list shows them")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="the expert that leaves; compose list shows all")],
     rule: Instead = None,
 ) -> None:
     """Let an expert leave without a trace: what stays is, to the byte, what composing the others would have made."""
@@ -142,25 +153,22 @@ def list_(
 
 @app.command()
 def reweight(
-    directory: Directory, weights: Annotated[list[str], typer.Argument(help="NAME=WEIGHT, relative to the others'")]
+    directory: Directory,
+    weights: Annotated[list[str], typer.Argument(metavar="NAME=WEIGHT", help="relative to the others'")],
 ) -> None:
     """Trust some experts more before a text begins; 0 silences one. Those not named keep their weights."""
     from treering.cli.console import progress
     from treering.composition import reweight as store
-    from treering.errors import TreeringError
 
-    chosen = {}
-    for name, text in _pairs(weights, "WEIGHT"):
-        try:
-            chosen[name] = float(text)
-        except ValueError:
-            raise TreeringError(f"The weight of {name} is {text!r}, which is no number.") from None
+    chosen = _numbers(weights)
     store(directory, chosen)
     progress().print(f"{directory}: {', '.join(f'{name} {weight:g}' for name, weight in chosen.items())}")
 
 
 @app.command()
-def rule(directory: Directory, rule: Annotated[str, typer.Argument(help="treering compose rules lists all")]) -> None:
+def rule(
+    directory: Directory, rule: Annotated[str, typer.Argument(metavar="RULE", help="compose rules lists all")]
+) -> None:
     """Store another rule in a composition."""
     from treering.cli.console import progress
     from treering.composition import set_rule
@@ -201,7 +209,6 @@ def fit(
     from treering.cli.console import progress
     from treering.composition import fit_directory
     from treering.corpus import read_documents
-    from treering.errors import TreeringError
     from treering.evaluation import held_out_texts
 
     texts = held_out_texts(data or [], "calibration")
@@ -221,18 +228,28 @@ def fit(
 
 
 def _named(entry: str) -> tuple[str, str]:
-    """Name and path of ``NAME=PATH``, or of a path that is its own name."""
+    """Name and path of ``NAME=PATH``, or of a path whose last part is its name."""
     name, _, path = entry.rpartition("=")
-    return name or Path(path).name, path
+    return name or Path(path).absolute().name, path
 
 
-def _pairs(entries: list[str], what: str) -> list[tuple[str, str]]:
-    from treering.errors import TreeringError
-
-    for entry in entries:
+def _pairs(entries: Sequence[str] | None, what: str = "TEXT") -> dict[str, str]:
+    """What each of ``NAME=TEXT`` says of which expert."""
+    for entry in entries or []:
         if "=" not in entry:
             raise TreeringError(f"{entry!r} does not say whose it is: write NAME={what}.")
-    return [(name, text) for name, _, text in (entry.partition("=") for entry in entries)]
+    return {name: text for name, _, text in (entry.partition("=") for entry in entries or [])}
+
+
+def _numbers(entries: Sequence[str] | None) -> dict[str, float]:
+    """The weights of ``NAME=WEIGHT``."""
+    weights = {}
+    for name, text in _pairs(entries, "WEIGHT").items():
+        try:
+            weights[name] = float(text)
+        except ValueError:
+            raise TreeringError(f"The weight of {name} is {text!r}, which is no number.") from None
+    return weights
 
 
 def generate(

@@ -164,7 +164,7 @@ def add_expert(
         raise TreeringError(f"{directory} has an expert called {name!r} already. Choose another name: NAME={expert}")
     chosen = _outliving(before, rule, directory)
     model = require_single(name, load_model(expert))
-    read = {directory.name: tokenizers.load(directory), name: _tokenizer(expert, model)}
+    read = {f"the composition {directory}": tokenizers.load(directory), name: _tokenizer(expert, model)}
     _require_same_tokenizer(read)
     alone = compose({name: model}, chosen, {name: _record(expert, model, record or {})}, across_substrates=True)
     standings = {record["name"]: backbone.standing(expert_config(record)) for record in before.experts}
@@ -329,7 +329,7 @@ def rewrite(
                 link_or_copy(directory / file, staging / file)
         layout.write_description(after, staging)
         if names == [record["name"] for record in before.experts]:
-            _link({"generation_config.json": directory / "generation_config.json"}, staging)
+            _link(_only(directory, ("generation_config.json",)), staging)
         else:
             GenerationConfig.from_model_config(after).save_pretrained(staging)
         _place_tokenizers(tokens or {name: _tokenizer_files(directory, name) for name in names}, staging)
@@ -450,8 +450,9 @@ def _link(files: Files, directory: Path) -> None:
 
 
 def _files(directory: Path) -> Files:
-    """All files below a directory."""
-    return {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    """All files below a directory, and links to others."""
+    paths = (path for path in sorted(directory.rglob("*")) if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(directory).as_posix(): path for path in paths}
 
 
 def _only(directory: Path, patterns: tuple[str, ...]) -> Files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -40,10 +41,10 @@ def compose(
             their configuration, the caller must know that.
 
     Raises:
-        TreeringError: no expert, a name that cannot be a file's, a composition as an expert, a rule that does not fit,
-            weights that are no prior; experts on different tokenizers; and unless ``across_substrates``: an expert that
-            Treering did not dock, experts on different substrates (both fingerprints are named), or a substrate that
-            was trained, which no fingerprint stands for.
+        TreeringError: no expert, a name that cannot be a file's, a composition as an expert, one that keeps no keys and
+            values, a rule that does not fit, weights that are no prior; experts on different tokenizers; and unless
+            ``across_substrates``: an expert that Treering did not dock, experts on different substrates (both
+            fingerprints are named), or a substrate that was trained, which no fingerprint stands for.
     """
     rule(rule_name)
     if not experts:
@@ -51,6 +52,7 @@ def compose(
     for name, expert in experts.items():
         _require_name(name)
         require_single(name, expert)
+        _require_cache(name, expert)
     require_fit({name: backbone.standing(expert.config) for name, expert in experts.items()}, across_substrates)
     substrates = {name: substrate_of(expert) for name, expert in experts.items()}
     _require_unchanged(experts, substrates)
@@ -84,7 +86,7 @@ def describe(
     _require_prior({record["name"]: record["weight"] for record in records})
     first, substrates = expert_config(records[0]), {record["substrate"] for record in records}
     return CompositionConfig(
-        experts=[dict(record) for record in records],
+        experts=[{**record, "weight": float(record["weight"])} for record in records],
         rule=str(rule(rule_name)),
         fusion=dict(fusion) if fusion else None,
         treering=first.treering if len(substrates) == 1 and None not in substrates else None,
@@ -143,6 +145,15 @@ def _require_name(name: str) -> None:
         )
     if hasattr(nn.ModuleDict(), name):
         raise TreeringError(f"{name!r} cannot be an expert's name: PyTorch keeps it for itself. Choose another.")
+
+
+def _require_cache(name: str, expert: PreTrainedModel) -> None:
+    """Refuse a family whose past does not fit into a common cache; it would silently forget it."""
+    if "past_key_values" not in inspect.signature(expert.forward).parameters:
+        raise TreeringError(
+            f"{name} is a {expert.config.model_type} model, which keeps no keys and values of what it has read, as the "
+            "common cache of a composition needs. Join models with attention."
+        )
 
 
 def _require_prior(weights: Mapping[str, float]) -> None:

@@ -40,6 +40,9 @@ from treering.errors import TreeringError
 LOGITS_AT_ONCE = 2**24
 """Logits (tokens × vocabulary) that exist at once while a long prompt is weighed: 64 MiB in float32."""
 
+UNLIMITED = 2**31
+"""Context of a composition none of whose experts has a longest one."""
+
 
 class CompositionConfig(PreTrainedConfig):
     """What a composition is made of.
@@ -73,7 +76,9 @@ class CompositionConfig(PreTrainedConfig):
         self.vocab_size = min((config.vocab_size for config in configs), default=0)
         self.hidden_size = configs[0].hidden_size if configs else 0
         self.num_hidden_layers = sum(config.num_hidden_layers for config in configs)
-        self.max_position_embeddings = min((config.max_position_embeddings for config in configs), default=0)
+        # Families with relative positions alone (Bloom, MPT) know no limit.
+        contexts = (getattr(config, "max_position_embeddings", None) for config in configs)
+        self.max_position_embeddings = min((context for context in contexts if context), default=UNLIMITED)
         kwargs["tie_word_embeddings"] = False
         super().__init__(**kwargs)
 
