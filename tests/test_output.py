@@ -126,7 +126,7 @@ def test_link_or_copy(tmp_path, monkeypatch):
     link_or_copy(source, tmp_path / "deep" / "link")
     assert source.samefile(tmp_path / "deep" / "link")
 
-    def no_links(*_: object) -> None:
+    def no_links(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)

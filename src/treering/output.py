@@ -87,9 +87,9 @@ def link_or_copy(source: Path, target: Path) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source.resolve(), target)
+        os.link(source, target, follow_symlinks=False)
     except OSError:
-        shutil.copy2(source, target)
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _staging(target: Path) -> Path:
@@ -104,7 +104,7 @@ def _umask() -> int:
 
 def sync_to_disk(directory: Path) -> None:
     """Ask the operating system to write every file below ``directory`` out, so that a rename never outruns content."""
-    for path in [*directory.rglob("*"), directory]:
+    for path in [*(path for path in directory.rglob("*") if not path.is_symlink()), directory]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
