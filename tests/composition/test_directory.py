@@ -3,11 +3,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
+import shutil
+from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from treering import substrate as substrates
 from treering import tokenizer as tokenizers
@@ -146,6 +150,133 @@ def test_a_failure_in_the_middle_changes_nothing(saved, pair, monkeypatch):
     assert [path.name for path in pair.parent.iterdir()] == ["pair"]
 
 
+def test_without_links_files_are_copied(saved, pair, tmp_path, monkeypatch):
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    compose_directories(saved, tmp_path / "all")
+    monkeypatch.setattr(os, "link", no_links)
+    add_expert(pair, saved["en"], "en")
+    assert content(pair) == content(tmp_path / "all")
+
+
+def test_leaving_and_weighing_read_no_weights(saved, tmp_path, monkeypatch):
+    def weights_are_read(*_: object, **__: object) -> None:
+        raise AssertionError("weights were read")
+
+    compose_directories(saved, tmp_path / "all")
+    for reader in (AutoModelForCausalLM, directory.AutoModelForCausalLM):
+        monkeypatch.setattr(reader, "from_pretrained", weights_are_read)
+    monkeypatch.setattr(directory, "load_file", weights_are_read)
+    remove_expert(tmp_path / "all", "ru")
+    reweight(tmp_path / "all", {"en": 2})
+    set_rule(tmp_path / "all", "mean")
+    assert [record["weight"] for record in list_experts(tmp_path / "all")] == [1, 2]
+
+
+def test_no_file_holds_the_name_of_one_that_left(saved, pair):
+    before = content(pair)
+    add_expert(pair, saved["en"], "zyzzyva", record={"origin": "zyzzyva & co"})
+    assert any(b"zyzzyva" in data for data in content(pair).values())
+    remove_expert(pair, "zyzzyva")
+    assert content(pair) == before
+    assert not any(b"zyzzyva" in data for data in content(pair).values())
+
+
+def test_tokenizers_that_differ_beside_their_ids_come_and_go_too(saved, tokenizer, tmp_path):
+    talking = {}
+    for name in ("ru", "en"):
+        own = copy.deepcopy(tokenizer)
+        own.chat_template = f"{{# of {name} #}}"
+        talking[name] = tmp_path / name
+        shutil.copytree(saved[name], talking[name])
+        tokenizers.save(own, talking[name])
+    places = {"ru": talking["ru"], "zh": saved["zh"], "en": talking["en"]}
+    compose_directories(places, tmp_path / "all")
+    assert tokenizers.load(tmp_path / "all").chat_template == "{# of ru #}"
+    for leaving, staying in (("ru", ("zh", "en")), ("zh", ("ru", "en")), ("en", ("ru", "zh"))):
+        compose_directories({name: places[name] for name in staying}, tmp_path / f"without-{leaving}")
+        shutil.copytree(tmp_path / "all", tmp_path / f"left-{leaving}")
+        remove_expert(tmp_path / f"left-{leaving}", leaving)
+        assert content(tmp_path / f"left-{leaving}") == content(tmp_path / f"without-{leaving}")
+    remove_expert(tmp_path / "left-ru", "zh")
+    assert tokenizers.load(tmp_path / "left-ru").chat_template == "{# of en #}"
+    assert not (tmp_path / "left-ru" / "tokenizers").exists()
+
+
+def test_files_of_the_user_stay_and_are_named(pair, tmp_path):
+    (pair / "README.md").write_text("Made of ru and zh.")
+    (pair / "notes").mkdir()
+    (pair / "notes" / "link").symlink_to("nowhere")
+    assert remove_expert(pair, "zh") == ["README.md", "notes/link"]
+    assert (pair / "README.md").read_text() == "Made of ru and zh."
+    assert (pair / "notes" / "link").readlink() == Path("nowhere")
+
+
+def test_another_tokenizer_is_refused_naming_both(saved, pair, tokenizer, tmp_path):
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<one more>"])
+    stranger = load_model(saved["en"])
+    del stranger.config.treering
+    for name in ("stranger", pair.name):  # called as the composition's directory is, too
+        place = tmp_path / "elsewhere" / name
+        stranger.save_pretrained(place)
+        tokenizers.save(other, place)
+        with pytest.raises(TreeringError, match="different tokenizers") as error:
+            add_expert(pair, place, name, across_substrates=True)
+        with pytest.raises(TreeringError, match="different tokenizers"):
+            compose_directories({"ru": saved["ru"], name: place}, tmp_path / "out", across_substrates=True)
+        for each in (tokenizer, other):
+            assert tokenizers.identity(each) in str(error.value)
+
+
+def test_a_tokenizer_that_was_exchanged_after_training_is_refused(saved, pair, tokenizer, tmp_path):
+    shutil.copytree(saved["en"], tmp_path / "en")
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<one more>"])
+    tokenizers.save(other, tmp_path / "en")
+    with pytest.raises(TreeringError, match="is not the one that its config"):
+        add_expert(pair, tmp_path / "en", "en")
+
+
+def test_a_changed_embedding_is_refused(saved, pair, tmp_path):
+    changed = load_model(saved["zh"])
+    with torch.no_grad():
+        changed.get_input_embeddings().weight[5, 5] += 1e-3
+    changed.save_pretrained(tmp_path / "changed")
+    tokenizers.save(tokenizers.load(saved["zh"]), tmp_path / "changed")
+    before = content(pair)
+    with pytest.raises(TreeringError, match="was changed after docking"):
+        add_expert(pair, tmp_path / "changed", "changed")
+    assert content(pair) == before
+
+
+@pytest.mark.parametrize("damage", ["expert-zh.safetensors", "config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_damaged_composition_does_not_load(pair, damage, cut):
+    data = (pair / damage).read_bytes()
+    (pair / damage).unlink()
+    if cut:
+        (pair / damage).write_bytes(data[: len(data) // 2])
+    with pytest.raises(TreeringError):
+        load_model(pair)
+    if damage != "model.safetensors.index.json":
+        with pytest.raises(TreeringError):
+            remove_expert(pair, "ru")
+
+
+def test_tensors_that_the_index_forgot_are_missed(pair):
+    index = json.loads((pair / "model.safetensors.index.json").read_text())
+    gone = next(name for name in index["weight_map"] if name.startswith("experts.zh."))
+    del index["weight_map"][gone]
+    (pair / "model.safetensors.index.json").write_text(json.dumps(index))
+    shard = load_file(pair / "expert-zh.safetensors")
+    del shard[gone]
+    save_file(shard, pair / "expert-zh.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TreeringError, match=f"lack 1 of the model's tensors, such as {gone}"):
+        load_model(pair)
+
+
 def test_experts_on_two_substrates_of_one_tokenizer(saved, pair, tokenizer, tmp_path):
     config = copy.deepcopy(load_model(saved["ru"]).config)
     config.hidden_size = 96
@@ -202,6 +333,14 @@ def test_strangers_with_tied_and_padded_embeddings(tokenizer, tmp_path):
     [
         (lambda place, saved: add_expert(place, saved["en"], "ru"), "called 'ru' already"),
         (lambda place, saved: add_expert(place, saved["en"], "e/n"), "cannot be an expert's name"),
+        (lambda place, saved: add_expert(place, saved["en"], "half"), "PyTorch keeps it for itself"),
+        (lambda place, saved: add_expert(place, saved["en"], "en", record={"weight": -1.0}), "at least 0"),
+        (lambda place, saved: add_expert(place, saved["en"], "en", rule="median"), "no composition rule"),
+        (lambda place, saved: add_expert(place, place, "self"), "is a composition, of ru, zh"),
+        (lambda place, saved: add_expert(place, place.parent / "none", "none"), "There is no directory"),
+        (lambda place, saved: add_expert(place, "hub:nobody/nothing", "far"), "No model could be loaded"),
+        (lambda place, saved: add_expert(place / "none", saved["en"], "en"), "There is no directory"),
+        (lambda place, saved: remove_expert(place, "ru", rule="gate"), "fitted to all experts"),
         (lambda place, saved: remove_expert(place, "fr"), "no expert 'fr'. There are: ru, zh"),
         (lambda place, saved: remove_expert(saved["ru"], "ru"), "not a composition"),
         (lambda place, saved: reweight(place, {"fr": 1}), "no expert 'fr'"),
@@ -215,7 +354,8 @@ def test_strangers_with_tied_and_padded_embeddings(tokenizer, tmp_path):
         (lambda place, saved: load_model(saved["ru"], rule="mean"), "single gpt_neox model"),
     ],
 )
-def test_what_cannot_work_changes_nothing(saved, pair, change, message):
+def test_what_cannot_work_changes_nothing(saved, pair, change, message, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     before = content(pair)
     with pytest.raises(TreeringError, match=message):
         change(pair, saved)
