@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
     @property
     def prior(self) -> Tensor:
         """Log-weights of the experts before any text [expert], normalised."""
-        weights = torch.tensor([float(record["weight"]) for record in self.config.experts], device=self.device)
-        return (weights / weights.sum()).log()
+        return _log_prior(tuple(float(record["weight"]) for record in self.config.experts), self.device)
 
     def use(self, spec: str) -> ComposedModel:
         """Join by another rule from now on, as `treering.composition.rules.rule` reads it; returns the model.
@@ -244,13 +244,14 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         kept: slice | Tensor,
     ) -> tuple[Any, Reading]:
         """Let the experts read on, as many of them as the rule needs, and say what they made of it."""
+        prior = self.prior
         if transcript is None:
             finals = [self._final(e, text, cache)[:, kept] for e, cache in enumerate(caches)]
             logits = [self._logits(e, final) for e, final in enumerate(finals)] if "logits" in chosen.needs else []
             seen: dict[str, Any] = {}
         else:
             before = transcript.get_seq_length()
-            logits, finals, first = self._weigh(text, caches, transcript, chosen, kept)
+            logits, finals, first = self._weigh(text, caches, transcript, chosen, kept, prior)
             new, length = transcript.get_seq_length() - before, transcript.get_seq_length() - first
             seen = {
                 "likelihood": transcript.likelihood[..., first:],
@@ -258,7 +259,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
                 "kept": _from_the_end(kept, new, length),
             }
         hidden = torch.cat(finals, -1) if "hidden" in chosen.needs else None
-        reading = Reading(self.prior, hidden=hidden, fusion=dict(self.fusion.items()), **seen)
+        reading = Reading(prior, hidden=hidden, fusion=dict(self.fusion.items()), **seen)
         return torch.stack(logits) if logits else None, reading
 
     def _weigh(
@@ -268,6 +269,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         transcript: Transcript,
         chosen: Rule,
         kept: slice | Tensor,
+        prior: Tensor,
     ) -> tuple[list[Tensor], list[Tensor], int]:
         """Read on, noting in the transcript how the experts did.
 
@@ -309,15 +311,18 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         if chosen.name != "top_k" or before == 0 or text.input_ids.shape[1] > 1:
             return logits, finals, min(before, let_read(range(len(caches))))
         first, running = before, set[int]()
-        while late := self._credible(transcript, first, chosen) - running:
-            first = min(first, let_read(sorted(late)))
+        while late := self._credible(transcript, first, chosen, prior) - running:
+            changed = let_read(sorted(late))
             running |= late
+            if changed > before:  # they had missed nothing, so nobody's evidence is other than it was
+                break
+            first = min(first, changed)
         return logits, finals, first
 
-    def _credible(self, transcript: Transcript, first: int, chosen: Rule) -> set[int]:
+    def _credible(self, transcript: Transcript, first: int, chosen: Rule, prior: Tensor) -> set[int]:
         """The experts that count after the last token, in any row, if what was not read had been certain to them."""
         state = transcript.weights[..., first - 1]
-        track = posterior(transcript.likelihood[..., first:], self.prior, state, chosen.parameters.get("switch", 0.0))
+        track = posterior(transcript.likelihood[..., first:], prior, state, chosen.parameters.get("switch", 0.0))
         among = most_credible(track[..., -1], chosen.parameters.get("k", 1))
         return set(among.any(1).nonzero().flatten().tolist())
 
@@ -418,6 +423,14 @@ class _Text:
         if self.attention_mask is not None:
             positions = (self.attention_mask.cumsum(-1) - 1).clamp(min=0)[:, start:]
         return _Text(tokens[:, start:], None, self.attention_mask, positions)
+
+
+@lru_cache
+def _log_prior(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Normalised logs of relative weights; kept, since every decoding step asks for them."""
+    with torch.inference_mode(False):
+        given = torch.tensor(weights, device=device)
+        return (given / given.sum()).log()
 
 
 def _predicted(attention_mask: Tensor | None, tokens: Tensor) -> Tensor:
