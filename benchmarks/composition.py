@@ -131,7 +131,7 @@ def held_out(demo: Path) -> dict[str, list[str]]:
 
 
 @torch.no_grad()
-def decode(demo: Path, console: Console, tokens: int = 150, rounds: int = 7) -> None:
+def decode(demo: Path, console: Console, tokens: int = 150, rounds: int = 5) -> None:
     """Median time of greedy decoding after a Russian prompt; every model in turn, round by round, in one process."""
     tokenizer = load(demo / "tokenizer")
     page = max(held_out_texts([demo / "data-ru"])["ru"], key=len)
