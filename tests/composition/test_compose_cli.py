@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from treering import tokenizer as tokenizers
@@ -95,6 +96,14 @@ def test_list_shows_all_or_prints_it(joined):
     assert records == list_experts(joined)
     for record in records:
         assert re.search(rf"{record['name']} +1 +50.0% .*{record['parameters']:,}.*{record['fingerprint'][:12]}", table)
+
+
+def test_list_shows_families_that_name_their_shape_otherwise(places, tokenizer, joined, tmp_path):
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=3, n_head=2, bos_token_id=1, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt")
+    tokenizers.save(tokenizer, tmp_path / "gpt")
+    run("add", joined, tmp_path / "gpt", "--across-substrates")
+    assert "gpt2 3 × 16" in run("list", joined)
 
 
 def test_rules_are_listed_with_parameters_and_source():

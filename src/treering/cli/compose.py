@@ -134,14 +134,14 @@ def list_(
     for column in ("trained on", "fingerprint"):
         table.add_column(column)
     for record in experts:
-        config, training = record["config"], record.get("training") or {}
+        training = record.get("training") or {}
         sources = ", ".join(source["name"] for source in (record.get("data") or {}).get("sources", []))
         read = training.get("measured", {}).get("tokens")
         table.add_row(
             record["name"],
             f"{record['weight']:g}",
             f"{record['share']:.1%}",
-            f"{config['model_type']} {config['num_hidden_layers']} × {config['hidden_size']}",
+            f"{record['family']} {record['layers']} × {record['width']}",
             f"{record['parameters']:,}",
             record.get("origin") or "?",
             record.get("licence") or "?",

@@ -204,22 +204,24 @@ def remove_expert(directory: str | os.PathLike[str], name: str, rule: str | None
 
 
 def list_experts(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The experts of a composition, in order: all that their records say, and of each its ``share`` of the prior and
-    the number of its own ``parameters``.
+    """The experts of a composition, in order.
+
+    Returns:
+        Of each, all that its record says, and besides its ``share`` of the prior, its ``family``, ``layers`` and
+        ``width``, and the number of its own ``parameters``.
 
     Raises:
         TreeringError: ``directory`` is no composition, or damaged.
     """
     config = read_composition(directory)
     total = sum(record["weight"] for record in config.experts)
-    return [
-        record
-        | {
-            "share": record["weight"] / total,
-            "parameters": layout.parameter_count(Path(directory) / layout.expert_file(record["name"])),
-        }
-        for record in config.experts
-    ]
+    experts = []
+    for record in config.experts:
+        own, shard = expert_config(record), Path(directory) / layout.expert_file(record["name"])
+        shape = {"family": own.model_type, "layers": own.num_hidden_layers, "width": own.hidden_size}
+        size = {"share": record["weight"] / total, "parameters": layout.parameter_count(shard)}
+        experts.append(record | shape | size)
+    return experts
 
 
 def reweight(directory: str | os.PathLike[str], weights: Mapping[str, float]) -> None:
