@@ -37,6 +37,7 @@ from treering.composition.rules import (
 )
 from treering.composition.transcript import Transcript
 from treering.errors import TreeringError
+from treering.training.loss import log_likelihood
 
 LOGITS_AT_ONCE = 2**24
 """Logits (tokens × vocabulary) that exist at once while a long prompt is weighed: 64 MiB in float32."""
@@ -176,15 +177,19 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
 
     def _add_fusion(self) -> None:
         """Give what the configuration says was fitted its parameters, at their start."""
-        heads = [backbone.head(expert) for _, expert in self.named_experts()]
         for name in fitted(self.config.fusion):
             if name not in self.fusion:
-                start = (
-                    gate_start(len(heads), sum(head.in_features for head in heads))
-                    if name == "gate"
-                    else adapter_start([head.weight.detach()[: self.config.vocab_size] for head in heads])
-                )
-                self.fusion[name] = nn.Parameter(start.to(heads[0].weight), requires_grad=False)
+                self.fusion[name] = nn.Parameter(self.fusion_start(name), requires_grad=False)
+
+    def fusion_start(self, name: str) -> Tensor:
+        """What a ``gate`` or an ``adapter`` is before anything was fitted: see `gate_start`, `adapter_start`."""
+        heads = [backbone.head(expert) for _, expert in self.named_experts()]
+        start = (
+            gate_start(len(heads), sum(head.in_features for head in heads))
+            if name == "gate"
+            else adapter_start([head.weight.detach()[: self.config.vocab_size] for head in heads])
+        )
+        return start.to(heads[0].weight)
 
     def forward(
         self,
@@ -334,8 +339,8 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         if logits is None:
             step = max(1, LOGITS_AT_ONCE // (len(tokens) * self.config.vocab_size))
             parts = zip(final[:, :-1].split(step, 1), tokens[:, 1:].split(step, 1), strict=True)
-            return torch.cat([_chosen(self._logits(e, part), part_tokens) for part, part_tokens in parts], 1)
-        return _chosen(logits[:, :-1], tokens[:, 1:])
+            return torch.cat([log_likelihood(self._logits(e, part), part_tokens) for part, part_tokens in parts], 1)
+        return log_likelihood(logits[:, :-1], tokens[:, 1:])
 
     def _final(self, e: int, text: _Text, cache: Cache | None) -> Tensor:
         """What an expert's head reads [batch, position, width]; of a family that is not known, its logits."""
@@ -442,11 +447,6 @@ def _predicted(attention_mask: Tensor | None, tokens: Tensor) -> Tensor:
 def _from_the_end(kept: slice | Tensor, new: int, length: int) -> slice | Tensor:
     """Positions among the last ``new`` of ``length``, as positions among all."""
     return kept + length - new if isinstance(kept, Tensor) else slice(kept.start or -new, None)
-
-
-def _chosen(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities [batch, position] of ``tokens`` under ``logits`` [batch, position, vocab]."""
-    return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
 def _is_known(expert: PreTrainedModel) -> bool:

@@ -16,6 +16,7 @@ from treering.composition.model import ComposedModel
 from treering.corpus import windows
 from treering.errors import TreeringError
 from treering.tokenizer import encode, separator
+from treering.training.loss import log_likelihood
 
 Span = tuple[int, int]
 
@@ -162,13 +163,7 @@ def _read(model: ComposedModel, tokens: Sequence[int], scored_from: int) -> tupl
     scored = slice(scored_from - 1, None)
     target = read[0, 1:][scored]
     weights = joined.weights[:, 0, scored]
-    return weights, _chosen(logits[:, 0, scored], target), _chosen(joined.logits[0, scored], target)
-
-
-def _chosen(logits: Tensor, target: Tensor) -> Tensor:
-    """Log-probabilities […, token] of ``target`` [token] under ``logits`` […, token, vocab]."""
-    index = target[:, None].expand(*logits.shape[:-1], 1)
-    return logits.float().log_softmax(-1).gather(-1, index)[..., 0]
+    return weights, log_likelihood(logits[:, 0, scored], target), log_likelihood(joined.logits[0, scored], target)
 
 
 def _spans(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[Span, ...]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from treering.corpus import Window, windows
 from treering.errors import TreeringError
 from treering.tokenizer import encode, separator
+from treering.training.loss import log_likelihood
 
 LOGITS_AT_ONCE = 2**25
 """Logits per forward pass (tokens × vocabulary): 128 MiB in float32."""
@@ -94,14 +95,9 @@ def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
     """
 
     def surprise(inputs: Tensor, targets: Tensor) -> Tensor:
-        return next_token_surprise(model(input_ids=inputs, use_cache=False).logits, targets)[None]
+        return -log_likelihood(model(input_ids=inputs, use_cache=False).logits, targets)[None]
 
     return losses_by(surprise, model, tokenizer, texts, LOGITS_AT_ONCE)[0]
-
-
-def next_token_surprise(logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats [batch, position] that ``targets`` cost under ``logits`` [batch, position, vocab]."""
-    return -logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
 
 
 @torch.no_grad()

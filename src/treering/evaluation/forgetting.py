@@ -20,10 +20,10 @@ from treering.evaluation.bits import (
     LOGITS_AT_ONCE,
     DocumentLosses,
     losses_by,
-    next_token_surprise,
     paired_change,
 )
 from treering.evaluation.table import Row, row
+from treering.training.loss import log_likelihood
 
 READY = ("mean", "probability", "evidence", "evidence:switch=0.01", "top_k")
 ORACLE = "oracle"
@@ -55,8 +55,13 @@ def composition_losses(
     The oracle takes for each document the expert that turns out best on it: a yardstick, not a model.
 
     Raises:
-        TreeringError: a rule does not exist or does not fit; there is no text.
+        TreeringError: a rule does not exist or does not fit; an expert has the name of a rule; there is no text.
     """
+    names = [name for name, _ in model.named_experts()]
+    if taken := [name for name in names if name in (*rules, ORACLE)]:
+        raise TreeringError(
+            f"The expert {taken[0]!r} has the name of what it is compared with. Compose it under another: NAME=DIR."
+        )
     before = str(model.rule)
     chosen = [model.use(spec).rule for spec in rules]
     model.use(before)
@@ -64,10 +69,9 @@ def composition_losses(
 
     def surprise(inputs: Tensor, targets: Tensor) -> Tensor:
         logits, reading = model.read(inputs, hidden=hidden)
-        experts = [next_token_surprise(own, targets) for own in logits]
-        return torch.stack(experts + [next_token_surprise(each(logits, reading).logits, targets) for each in chosen])
+        joined = [log_likelihood(each(logits, reading).logits, targets) for each in chosen]
+        return -torch.stack([*log_likelihood(logits, targets), *joined])
 
-    names = [name for name, _ in model.named_experts()]
     measured = losses_by(surprise, model, tokenizer, texts, LOGITS_AT_ONCE // len(names))
     best = np.min([losses.nats for losses in measured[: len(names)]], axis=0)
     return dict(zip([*names, *rules], measured, strict=True)) | {ORACLE: DocumentLosses(best, measured[0].bytes)}

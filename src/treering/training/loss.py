@@ -47,6 +47,15 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor
     )
 
 
+def log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities […, position] of ``tokens`` under ``logits`` […, position, vocab], in float32.
+
+    ``tokens`` may lack leading dimensions of ``logits`` (the experts', say): they are then the same for all.
+    """
+    index = tokens.expand(logits.shape[:-1])[..., None]
+    return logits.float().log_softmax(-1).gather(-1, index)[..., 0]
+
+
 def _fused_forward(
     self: PreTrainedModel,
     input_ids: Tensor,
