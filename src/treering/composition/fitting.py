@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from treering.composition.model import LOGITS_AT_ONCE, ComposedModel
-from treering.composition.rules import Reading, Rule, gate_start, posterior, rule
-from treering.corpus import windows
+from treering.composition.rules import Reading, Rule, posterior, rule
+from treering.corpus import Window, windows
 from treering.errors import TreeringError
 from treering.tokenizer import encode, separator
-from treering.training.loss import next_token_loss
+from treering.training.loss import log_likelihood, next_token_loss
 
 SHARE = 0.01
 """Of the tokens that the experts were trained on: how many a fit reads at most, unless told otherwise."""
@@ -128,22 +128,20 @@ def _read(
     """What the experts make of the texts, document by document from each text in turn, up to ``budget`` tokens."""
     counts, parts = dict.fromkeys(texts, 0), list[tuple[Tensor, ...]]()
     hidden = "hidden" in chosen.needs or chosen.parameters.get("pool") == "log"
-    start, context = separator(tokenizer), model.config.max_position_embeddings
-    for name, document in _in_turn(texts):
-        for window in windows(encode(tokenizer, [document]), start, context):
-            left = len(window.tokens) if budget is None else budget - sum(counts.values())
-            ids = torch.tensor([window.tokens[: window.scored_from + left]], device=model.device)
-            if left <= 0:
-                break
-            logits, reading = model.read(ids[:, :-1], hidden=hidden)
-            said = logits.log_softmax(-1).gather(-1, ids[None, :, 1:, None].expand(len(logits), -1, -1, -1))[:, 0, :, 0]
-            assert reading.likelihood is not None
-            track = posterior(reading.likelihood, reading.prior, None, chosen.parameters.get("switch", 0.0))[:, 0]
-            state = torch.cat([reading.prior[:, None], track[:, :-1]], -1)
-            final = ids.new_zeros((1, ids.shape[1] - 1, 0)) if reading.hidden is None else reading.hidden
-            seen = (reading.likelihood[:, 0], state, said, final[0].T, ids[:, 1:])
-            parts.append(tuple(part[:, window.scored_from - 1 :] for part in seen))
-            counts[name] += ids.shape[1] - window.scored_from
+    for name, window in _windows_in_turn(tokenizer, texts, model.config.max_position_embeddings):
+        left = len(window.tokens) if budget is None else budget - sum(counts.values())
+        if left <= 0:
+            break
+        ids = torch.tensor([window.tokens[: window.scored_from + left]], device=model.device)
+        logits, reading = model.read(ids[:, :-1], hidden=hidden)
+        assert reading.likelihood is not None
+        track = posterior(reading.likelihood, reading.prior, None, chosen.parameters.get("switch", 0.0))[:, 0]
+        state = torch.cat([reading.prior[:, None], track[:, :-1]], -1)
+        final = ids.new_zeros((1, ids.shape[1] - 1, 0)) if reading.hidden is None else reading.hidden
+        said = log_likelihood(logits[:, 0], ids[0, 1:])
+        seen = (reading.likelihood[:, 0], state, said, final[0].T, ids[:, 1:])
+        parts.append(tuple(part[:, window.scored_from - 1 :] for part in seen))
+        counts[name] += ids.shape[1] - window.scored_from
     if not parts:
         raise TreeringError("There is no text to fit on.")
     likelihood, state, said, final, targets = (torch.cat(part, -1) for part in zip(*parts, strict=True))
@@ -151,12 +149,14 @@ def _read(
     return _Examples(reading, targets[0], said), counts
 
 
-def _in_turn(texts: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
-    """The first document of each text, then the second of each …; empty ones are passed over."""
+def _windows_in_turn(
+    tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Sequence[str]], context: int
+) -> Iterator[tuple[str, Window]]:
+    """The first document of each text, then the second of each …, cut to the context."""
     for index in range(max((len(found) for found in texts.values()), default=0)):
         for name, found in texts.items():
-            if index < len(found) and found[index]:
-                yield name, found[index]
+            for window in windows(encode(tokenizer, found[index : index + 1]), separator(tokenizer), context):
+                yield name, window
 
 
 def _surprise(model: ComposedModel, chosen: Rule, examples: _Examples, reading: Reading) -> Tensor:
@@ -221,8 +221,7 @@ def _fit_weights(model: ComposedModel, chosen: Rule, examples: _Examples, consol
 
 
 def _fit_gate(model: ComposedModel, chosen: Rule, examples: _Examples, console: Console) -> tuple[float, float]:
-    experts, inputs = model.fusion["gate"].shape
-    start = gate_start(experts, inputs - experts - 1).to(model.fusion["gate"])
+    start, experts = model.fusion_start("gate"), len(model.config.experts)
     weight = start.clone().requires_grad_()
 
     def loss(chunk: _Examples) -> Tensor:
@@ -240,7 +239,7 @@ def _fit_adapter(model: ComposedModel, chosen: Rule, examples: _Examples, consol
     """Adam over the examples in random order, a fifth of them kept aside to stop where they no longer gain."""
     assert examples.reading.hidden is not None
     hidden, targets = examples.reading.hidden[:, 0], examples.targets
-    weight = model.fusion["adapter"].detach().clone().requires_grad_()
+    weight = model.fusion_start("adapter").requires_grad_()
     aside = len(targets) - len(targets) // 5
     optimiser = torch.optim.Adam([weight], lr=ADAPTER_RATE)
     generator = torch.Generator().manual_seed(0)
