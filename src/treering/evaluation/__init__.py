@@ -18,7 +18,7 @@ from treering.evaluation.forgetting import (
     measure_forgetting,
 )
 from treering.evaluation.generation import generate, prompt_ids
-from treering.evaluation.table import Row, as_table, bits_per_byte, held_out_texts, row, rows, uniform_bits_per_byte
+from treering.evaluation.table import Row, as_table, bits_per_byte, held_out_texts, row, uniform_bits_per_byte
 
 __all__ = [
     "Attribution",
@@ -42,7 +42,6 @@ __all__ = [
     "prompt_ids",
     "require_composition",
     "row",
-    "rows",
     "uniform_bits_per_byte",
     "uniform_losses",
 ]

@@ -10,7 +10,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.corpus import Corpus
-from treering.evaluation.bits import DocumentLosses, Score, document_losses, uniform_losses
+from treering.evaluation.bits import Score, document_losses, uniform_losses
 
 
 class Row(TypedDict):
@@ -60,13 +60,8 @@ def bits_per_byte(
     name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Sequence[str]]
 ) -> list[Row]:
     """A row of bits per byte for each text (a name and its documents)."""
-    return rows(name, model, {text: document_losses(model, tokenizer, found) for text, found in texts.items()})
-
-
-def rows(name: str, model: PreTrainedModel, losses: Mapping[str, DocumentLosses]) -> list[Row]:
-    """The rows of a model whose losses on each text are known."""
     rule = getattr(model.config, "rule", None)
-    return [row(name, text, rule, measured.score()) for text, measured in losses.items()]
+    return [row(name, text, rule, document_losses(model, tokenizer, found).score()) for text, found in texts.items()]
 
 
 def uniform_bits_per_byte(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Sequence[str]]) -> list[Row]:
