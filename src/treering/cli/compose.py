@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from treering.cli import arguments
 from treering.errors import TreeringError
 
 
@@ -65,13 +66,17 @@ def join(
 
     console, named = progress(), dict[str, str]()
     for expert in experts:
-        name, path = _named(expert)
+        name, path = arguments.named(expert)
         if name in named:
             raise TreeringError(f"Two experts are called {name!r}; name them: NAME=DIR.")
         named[name] = path
     records: dict[str, dict[str, Any]] = {}
-    for field, given in (("weight", _numbers(weight)), ("licence", _pairs(licence)), ("origin", _pairs(origin))):
-        for name, value in given.items():
+    for field, given in (
+        ("weight", _numbers(weight)),
+        ("licence", arguments.pairs(licence, "TEXT")),
+        ("origin", arguments.pairs(origin, "TEXT")),
+    ):
+        for name, value in given:
             records.setdefault(name, {})[field] = value
     composed = compose_directories(named, output, rule or DEFAULT_RULE, records, across_substrates)
     total, substrates = sum(p.numel() for p in composed.parameters()), len(composed.substrates)
@@ -93,7 +98,7 @@ def add(
     from treering.cli.console import progress
     from treering.composition import add_expert
 
-    name, path = _named(expert)
+    name, path = arguments.named(expert)
     told = {"weight": weight} | {k: v for k, v in (("licence", licence), ("origin", origin)) if v is not None}
     add_expert(directory, path, name, rule, told, across_substrates)
     progress().print(f"{directory}: {name} joined")
@@ -160,7 +165,7 @@ def reweight(
     from treering.cli.console import progress
     from treering.composition import reweight as store
 
-    chosen = _numbers(weights)
+    chosen = dict(_numbers(weights))
     store(directory, chosen)
     progress().print(f"{directory}: {', '.join(f'{name} {weight:g}' for name, weight in chosen.items())}")
 
@@ -208,12 +213,8 @@ def fit(
     """Fit weights, a gate or an adapter on top of the experts, on text that none was trained on; then join by it."""
     from treering.cli.console import progress
     from treering.composition import fit_directory
-    from treering.corpus import read_documents
-    from treering.evaluation import held_out_texts
 
-    texts = held_out_texts(data or [], "calibration")
-    for name, path in (_named(entry) for entry in text or []):
-        texts[name] = [document.text for document in read_documents(path)]
+    texts = arguments.texts(text, data, split="calibration")
     if not texts:
         raise TreeringError(
             "There is no text to fit on: give --data DIR, a corpus prepared with --calibration, or --text NAME=FILE."
@@ -227,26 +228,12 @@ def fit(
     )
 
 
-def _named(entry: str) -> tuple[str, str]:
-    """Name and path of ``NAME=PATH``, or of a path whose last part is its name."""
-    name, _, path = entry.rpartition("=")
-    return name or Path(path).absolute().name, path
-
-
-def _pairs(entries: Sequence[str] | None, what: str = "TEXT") -> dict[str, str]:
-    """What each of ``NAME=TEXT`` says of which expert."""
-    for entry in entries or []:
-        if "=" not in entry:
-            raise TreeringError(f"{entry!r} does not say whose it is: write NAME={what}.")
-    return {name: text for name, _, text in (entry.partition("=") for entry in entries or [])}
-
-
-def _numbers(entries: Sequence[str] | None) -> dict[str, float]:
+def _numbers(entries: Sequence[str] | None) -> list[tuple[str, float]]:
     """The weights of ``NAME=WEIGHT``."""
-    weights = {}
-    for name, text in _pairs(entries, "WEIGHT").items():
+    weights = []
+    for name, text in arguments.pairs(entries, "WEIGHT"):
         try:
-            weights[name] = float(text)
+            weights.append((name, float(text)))
         except ValueError:
             raise TreeringError(f"The weight of {name} is {text!r}, which is no number.") from None
     return weights

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from treering.cli import arguments
+
 app = typer.Typer(no_args_is_help=True, help="Measure models: every result with an interval.")
 
 
@@ -22,8 +24,6 @@ def bits(
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
 ) -> None:
     """Bits per byte on held-out documents, with a 95% interval (bootstrap over documents)."""
-    from pathlib import Path
-
     from rich import print_json
 
     from treering.cli.console import progress, results
@@ -32,18 +32,18 @@ def bits(
     from treering.evaluation import Row, as_table, bits_per_byte, uniform_bits_per_byte
     from treering.tokenizer import load
 
-    texts = _texts(text or [], data or [], limit)
+    texts = arguments.texts(text, data, limit)
     if not texts:
         raise TreeringError("Nothing to measure on: give --data DIR (held-out documents) or --text NAME=FILE.")
     console = progress()
     rows: list[Row] = []
     for entry in models:
-        name, _, path = entry.rpartition("=")
+        name, path = arguments.named(entry)
         tokenizer = load(path)
         if uniform and not rows:
             rows += uniform_bits_per_byte(tokenizer, texts)
         with console.status(f"measuring {path} …"):
-            rows += bits_per_byte(name or Path(path).name, load_model(path), tokenizer, texts)
+            rows += bits_per_byte(name, load_model(path), tokenizer, texts)
     if json:
         print_json(data=rows)
     else:
@@ -78,13 +78,12 @@ def forgetting(
     from treering.tokenizer import load
 
     model, tokenizer = require_composition(load_model(composition)), load(composition)
-    texts = _texts(text or [], data or [], limit)
+    texts = arguments.texts(text, data, limit)
     if not texts:
         raise TreeringError("Nothing to measure on: give --data DIR (held-out documents) or --text NAME=FILE.")
     extra = {"switched": code_switched(data or [])[:limit]} if switched else {}
     told: dict[str, list[str]] = {}
-    for pair in own or []:
-        name, _, its = pair.partition("=")
+    for name, its in arguments.pairs(own, "TEXT"):
         told.setdefault(name, []).append(its)
     with progress().status(f"measuring {composition} …"):
         measured = measure_forgetting(model, tokenizer, texts, rule, told, extra)
@@ -95,19 +94,3 @@ def forgetting(
     out.print(as_table(measured.rows))
     out.print()
     out.print(as_change_table(measured.differences))
-
-
-def _texts(files: list[str], corpora: list[str], limit: int | None) -> dict[str, list[str]]:
-    """Documents by the text's name."""
-    from itertools import islice
-    from pathlib import Path
-
-    from treering.corpus import read_documents
-    from treering.evaluation import held_out_texts
-
-    texts = {source: found[:limit] for source, found in held_out_texts(corpora).items()}
-    for file in files:
-        name, _, path = file.rpartition("=")
-        name = name or Path(path).name.partition(".")[0]
-        texts[name] = [document.text for document in islice(read_documents(path), limit)]
-    return texts

@@ -1,0 +1,51 @@
+"""What several commands read from their arguments: names before ``=``, and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from treering.errors import TreeringError
+
+
+def named(entry: str) -> tuple[str, str]:
+    """Name and path of ``NAME=PATH``, or of a path whose last part is its name."""
+    name, _, path = entry.rpartition("=")
+    return name or Path(path).absolute().name, path
+
+
+def pairs(entries: Sequence[str] | None, what: str) -> list[tuple[str, str]]:
+    """What each ``NAME=WHAT`` says of which name.
+
+    Raises:
+        TreeringError: an entry names nobody.
+    """
+    for entry in entries or []:
+        if "=" not in entry:
+            raise TreeringError(f"{entry!r} does not say whose it is: write NAME={what}.")
+    return [(name, text) for name, _, text in (entry.partition("=") for entry in entries or [])]
+
+
+def texts(
+    files: Sequence[str] | None,
+    corpora: Sequence[str] | None,
+    limit: int | None = None,
+    split: Literal["validation", "calibration"] = "validation",
+) -> dict[str, list[str]]:
+    """Documents by the text's name: of files (``NAME=FILE``), and those that prepared corpora hold out.
+
+    Raises:
+        TreeringError: a file or a corpus cannot be read.
+    """
+    from itertools import islice
+
+    from treering.corpus import read_documents
+    from treering.evaluation import held_out_texts
+
+    found = {source: documents[:limit] for source, documents in held_out_texts(corpora or [], split).items()}
+    for file in files or []:
+        name, _, path = file.rpartition("=")
+        name = name or Path(path).name.partition(".")[0]
+        found[name] = [document.text for document in islice(read_documents(path), limit)]
+    return found
