@@ -349,6 +349,8 @@ def test_strangers_with_tied_and_padded_embeddings(tokenizer, tmp_path):
         (lambda place, saved: reweight(place, {"ru": 0, "zh": 0}), "All weights are 0"),
         (lambda place, saved: set_rule(place, "median"), "no composition rule"),
         (lambda place, saved: set_rule(place, "gate"), "has to be fitted"),
+        (lambda place, saved: load_model(place, rule="adapter"), "has to be fitted"),
+        (lambda place, saved: compose_directories(saved, place.parent / "new", rule="gate"), "has to be fitted"),
         (lambda place, saved: fit_directory(place, {"ru": ["x"]}, "evidence"), "nothing to fit"),
         (lambda place, saved: fit_directory(place, {"ru": [""]}, "weighted"), "no text"),
         (lambda place, saved: load_model(saved["ru"], rule="mean"), "single gpt_neox model"),

@@ -53,6 +53,11 @@ def test_differences_are_against_each_texts_own_expert(experts, joined, tokenize
     assert {model for model, _, _ in rows} == {"a", "b", "joined", "oracle"}
 
 
+def test_a_rule_that_nothing_was_fitted_for_is_not_measured_as_if(experts, joined, tokenizer, texts):
+    with pytest.raises(TreeringError, match="gate has to be fitted"):
+        measure_forgetting(joined, tokenizer, texts, ["mean", "gate"])
+
+
 def test_own_texts_can_be_told_and_must_be_known(joined, experts, tokenizer, texts):
     stranger = compose(experts)
     with pytest.raises(TreeringError, match=r"which texts are a's own.*--own a=TEXT"):

@@ -11,7 +11,7 @@ from treering.composition.directory import (
     set_rule,
 )
 from treering.composition.fitting import Fit, fit
-from treering.composition.joining import DEFAULT_RULE, compose
+from treering.composition.joining import DEFAULT_RULE, compose, require_fitted
 from treering.composition.model import ComposedModel, CompositionConfig
 from treering.composition.rules import RULES, Joined, Reading, Rule, register, rule
 
@@ -33,6 +33,7 @@ __all__ = [
     "load_model",
     "register",
     "remove_expert",
+    "require_fitted",
     "reweight",
     "rule",
     "set_rule",

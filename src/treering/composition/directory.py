@@ -27,7 +27,7 @@ from treering import backbone
 from treering import tokenizer as tokenizers
 from treering.composition import layout
 from treering.composition.fitting import Fit, fit
-from treering.composition.joining import DEFAULT_RULE, compose, describe, require_fit, require_single
+from treering.composition.joining import DEFAULT_RULE, compose, describe, require_fit, require_fitted, require_single
 from treering.composition.model import ComposedModel, CompositionConfig, expert_config
 from treering.composition.provenance import provenance
 from treering.composition.rules import rule as parse_rule
@@ -68,7 +68,7 @@ def load_model(directory: str | os.PathLike[str], dtype: Any = None, rule: str |
 
     Raises:
         TreeringError: there is no model, its files are damaged or cut short, or a rule is given for a model that is
-            no composition, or one that there is not.
+            no composition, one that there is not, or one that has to be fitted first.
     """
     place = locate(directory, "model")
     try:
@@ -90,6 +90,7 @@ def load_model(directory: str | os.PathLike[str], dtype: Any = None, rule: str |
             f"{directory} is a single {model.config.model_type} model, not a composition: there is nothing that the "
             f"rule {rule} could join."
         )
+    require_fitted(model.config.fusion, parse_rule(rule))
     return model.eval().use(rule)
 
 
@@ -111,11 +112,13 @@ def compose_directories(
 
     Raises:
         TreeringError: the experts do not fit together (see ``treering.composition.compose``), they have different
-            tokenizers or one that none of their vocabularies covers, one cannot be loaded, or the output exists.
+            tokenizers or one that none of their vocabularies covers, one cannot be loaded, the rule has to be fitted
+            first, or the output exists.
     """
     require_new(output)
     if len(experts) < 2:
         raise TreeringError(f"A composition needs at least two experts, not {len(experts)}.")
+    require_fitted(None, parse_rule(rule))
     given = records or {}
     for name in given:
         _require_known(name, experts)
@@ -251,11 +254,7 @@ def set_rule(directory: str | os.PathLike[str], rule: str) -> None:
     """
     directory = Path(directory)
     config = read_composition(directory)
-    chosen = parse_rule(rule)
-    if "hidden" in chosen.needs and chosen.name not in (config.fusion or {}):
-        raise TreeringError(
-            f"The rule {chosen.name} has to be fitted to the experts of {directory} first: treering compose fit."
-        )
+    require_fitted(config.fusion, parse_rule(rule))
     rewrite(directory, describe(config.experts, rule, config.fusion))
 
 

@@ -17,7 +17,7 @@ from treering import backbone
 from treering.backbone import Standing
 from treering.composition.layout import substrate_key
 from treering.composition.model import ComposedModel, CompositionConfig, expert_config
-from treering.composition.rules import rule
+from treering.composition.rules import Rule, rule
 from treering.errors import TreeringError
 
 DEFAULT_RULE = "evidence"
@@ -94,6 +94,22 @@ def describe(
         eos_token_id=first.eos_token_id,
         pad_token_id=first.pad_token_id,
     )
+
+
+def require_fitted(fusion: Mapping[str, Any] | None, chosen: Rule) -> None:
+    """Refuse a rule that would pass for fitted although nothing has been.
+
+    Args:
+        fusion: what was fitted, as the composition's configuration says.
+
+    Raises:
+        TreeringError: the rule has to be fitted to the experts of this composition first.
+    """
+    if "hidden" in chosen.needs and not (fusion or {}).get(chosen.name):
+        raise TreeringError(
+            f"The rule {chosen.name} has to be fitted to the experts of a composition first: "
+            f"treering compose fit DIR --rule {chosen.name}."
+        )
 
 
 def require_fit(standings: Mapping[str, Standing | None], across_substrates: bool) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from treering.composition import ComposedModel, rule
+from treering.composition import ComposedModel, require_fitted, rule
 from treering.corpus import Corpus
 from treering.errors import TreeringError
 from treering.evaluation.bits import (
@@ -101,8 +101,10 @@ def measure_forgetting(
         own: by expert, the names of its own texts where the model's records do not say (see `own_texts`).
 
     Raises:
-        TreeringError: see `composition_losses` and `own_texts`.
+        TreeringError: a rule has to be fitted first; see also `composition_losses` and `own_texts`.
     """
+    for spec in rules or []:
+        require_fitted(model.config.fusion, rule(spec))
     chosen = list(dict.fromkeys(str(rule(spec)) for spec in rules)) if rules else ready_rules(model)
     owned = own_texts(model, texts, own or {})
     losses = {text: composition_losses(model, tokenizer, found, chosen) for text, found in texts.items()}
