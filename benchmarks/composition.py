@@ -3,7 +3,9 @@
     python benchmarks/composition.py train  --demo runs/demo    # models to compare with, trained once: 15 minutes
     python benchmarks/composition.py table  --demo runs/demo    # bits per byte: experts and rules; --experts ru zh en
     python benchmarks/composition.py pooled --demo runs/demo    # the distance to models trained on pooled data
-    python benchmarks/composition.py decode --demo runs/demo    # time and memory of cached decoding
+    python benchmarks/composition.py start  --demo runs/demo    # where in a page a rule loses against its expert
+    python benchmarks/composition.py decode --demo runs/demo    # time of cached decoding
+    python benchmarks/composition.py memory                     # peak memory, where a substrate is a large part
 
 Needs a finished ``treering demo``. ``train`` makes, beside it in DEMO-yardsticks: an English-only expert as a third;
 one model of an expert's size and one of the composition's total size, each trained on the pooled corpora for as many
@@ -15,21 +17,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from treering.composition import compose_directories, fit, load_model
-from treering.corpus import Source, prepare
+from treering import substrate as substrates
+from treering import tokenizer as tokenizers
+from treering.backbone import Preset, dock, gpt_neox
+from treering.composition import compose_directories, fit, load_model, rule
+from treering.corpus import Source, prepare, training_texts, windows
 from treering.evaluation import (
+    DocumentLosses,
     as_change_table,
     as_table,
     code_switched,
@@ -39,8 +47,9 @@ from treering.evaluation import (
     paired_change,
     require_composition,
 )
-from treering.tokenizer import load
+from treering.tokenizer import encode, load, separator
 from treering.training import Backbone, ExpertRecipe, Training, train_expert
+from treering.training.loss import log_likelihood
 
 LANGUAGES = ("ru", "zh", "en")
 TOKENS = 1_000_000  # of one expert of the demo
@@ -125,6 +134,50 @@ def pooled(demo: Path, console: Console) -> None:
     console.print(result)
 
 
+@torch.no_grad()
+def start(demo: Path, console: Console, first: int = 8) -> None:
+    """Nats per page that a rule costs above the page's own expert: in its first tokens, and in all the others."""
+    model, tokenizer = require_composition(load_model(demo / "composed")), load(demo / "tokenizer")
+    with torch.enable_grad():
+        fit(model, tokenizer, held_out_texts([demo / "data-ru", demo / "data-zh"], "calibration"), "gate:switch=0.01")
+    rules = [rule(spec) for spec in ("evidence", "evidence:switch=0.01", "gate:switch=0.01")]
+    result = Table(
+        "rule", "pages", f"nats a page, first {first} tokens", "all the others", "of the others' bits", box=None
+    )
+    for own, language in enumerate(("ru", "zh")):
+        pages = held_out(demo)[language]
+        cut = windows(encode(tokenizer, pages), separator(tokenizer), model.config.max_position_embeddings)
+        lost, spent = torch.zeros(len(rules), len(pages), 2), torch.zeros(len(pages), 2)
+        for window in cut:
+            ids = torch.tensor([window.tokens])
+            logits, reading = model.read(ids[:, :-1], hidden=True)
+            begun = first if window.scored_from == 1 else 0
+            parts = (
+                slice(window.scored_from - 1, window.scored_from - 1 + begun),
+                slice(window.scored_from - 1 + begun, None),
+            )
+            alone = log_likelihood(logits[own, 0], ids[0, 1:])
+            for which, part in enumerate(parts):
+                spent[window.document, which] -= alone[part].sum()
+                for r, joining in enumerate(rules):
+                    joined = log_likelihood(joining(logits, reading).logits[0], ids[0, 1:])
+                    lost[r, window.document, which] += (alone - joined)[part].sum()
+        for r, joining in enumerate(rules):
+            change = paired_change(
+                *(
+                    DocumentLosses(nats.double().numpy(), np.ones(len(pages), int))
+                    for nats in (spent[:, 1] + lost[r, :, 1], spent[:, 1])
+                )
+            )
+            result.add_row(
+                f"{joining}, {language}",
+                f"{len(pages)}",
+                *(f"{nats:.3f}" for nats in lost[r].mean(0)),
+                f"{change.change:+.3%} ({change.low:+.3%} … {change.high:+.3%})",
+            )
+    console.print(result)
+
+
 def held_out(demo: Path) -> dict[str, list[str]]:
     found = held_out_texts([demo / "data-ru", demo / "data-zh"])
     return {language: found[language] for language in LANGUAGES}
@@ -168,10 +221,42 @@ def decode(demo: Path, console: Console, tokens: int = 150, rounds: int = 5) -> 
         ]
         result.add_row(name, f"{1000 * statistics.median(own) / tokens:.2f}", *(f"{ratio:.2f}" for ratio in ratios))
     console.print(result)
-    stored = sum(p.nbytes for p in joined.parameters())
-    apart = sum(p.nbytes for name in ("ru", "zh") for p in load_model(demo / name).parameters())
-    console.print(f"parameters: {stored / 2**20:.1f} MiB joined, {apart / 2**20:.1f} MiB apart")
-    console.print(f"memory of this process: {psutil.Process().memory_info().rss / 2**20:.0f} MiB")
+
+
+def memory(console: Console, experts: int = 4) -> None:
+    """Peak memory of a process that decodes: with one expert, with all of them joined, with all of them apart."""
+    texts = {language: training_texts(f"embedded:{language}", 0.05) for language in LANGUAGES}
+    tokenizer = tokenizers.train(texts, vocab_size=65_536)
+    substrate = substrates.build(tokenizer, 256, kind="random")
+    names = [f"expert{n}" for n in range(experts)]
+    result = Table("decoding with", "MiB at most, above no model", "parameters, MiB", box=None)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes,
+    ):
+        place = Path(scratch)
+        for name in names:
+            dock(gpt_neox(Preset(1, 256, 8, 65_536, context=256)), substrate, tokenizer).save_pretrained(place / name)
+            tokenizers.save(tokenizer, place / name)
+        compose_directories({name: place / name for name in names}, place / "joined")
+        nothing, _ = processes.apply(_peak, [[]])
+        ways = {"one expert": names[:1], f"{experts} experts joined": ["joined"], f"{experts} experts apart": names}
+        for what, loaded in ways.items():
+            peak, stored = processes.apply(_peak, [[place / name for name in loaded]])
+            result.add_row(what, f"{peak - nothing:.0f}", f"{stored:.0f}")
+    console.print(f"substrate and each head: {substrate.matrix.nbytes / 2**20:.0f} MiB")
+    console.print(result)
+
+
+def _peak(directories: list[Path]) -> tuple[float, float]:
+    """MiB at most in this process, and of the parameters, after decoding with the models of these directories."""
+    models = [load_model(directory) for directory in directories]
+    for model in models:
+        model.generate(torch.zeros(1, 64, dtype=torch.long), max_new_tokens=64, do_sample=False, pad_token_id=0)
+    stored = sum(p.nbytes for model in models for p in model.parameters())
+    # The resident set's high-water mark, as Linux tells it; what getrusage tells a child holds its parent's, too.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 2**10, stored / 2**20
 
 
 def yardsticks(demo: Path) -> Path:
@@ -180,15 +265,17 @@ def yardsticks(demo: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table", "pooled", "decode"))
+    parser.add_argument("what", choices=("train", "table", "pooled", "start", "decode", "memory"))
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
     parser.add_argument("--experts", nargs="+", default=["ru", "zh"], help="of the table; en is the third")
     options = parser.parse_args()
     console = Console(width=max(240, shutil.get_terminal_size().columns), highlight=False)
     if options.what == "table":
         table(options.demo, console, options.experts)
+    elif options.what == "memory":
+        memory(console)
     else:
-        {"train": train, "pooled": pooled, "decode": decode}[options.what](options.demo, console)
+        {"train": train, "pooled": pooled, "start": start, "decode": decode}[options.what](options.demo, console)
 
 
 if __name__ == "__main__":
