@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import lzma
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +14,8 @@ from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from treering import substrate as substrates
 from treering.backbone import Preset, dock, gpt_neox
-from treering.corpus import read_documents
+from treering.corpus import Source, embedded, prepare, read_documents
+from treering.training import Training
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +71,20 @@ def expert(tokenizer: PreTrainedTokenizerFast, substrate: substrates.Substrate) 
         return dock(config, substrate, tokenizer).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def corpus(tokenizer, tmp_path_factory):
+    """120 Russian pages packed in blocks of 64."""
+    folder = tmp_path_factory.mktemp("corpus")
+    with lzma.open(embedded("ru"), "rt", encoding="utf-8") as file:
+        lines = [next(file) for _ in range(120)]
+    (folder / "ru.jsonl").write_text("".join(lines), encoding="utf-8")
+    assert json.loads(lines[0])["id"]
+    return prepare([Source(path=str(folder / "ru.jsonl"))], tokenizer, folder / "packed", block_size=64, validation=0.1)
+
+
+@pytest.fixture
+def settings():
+    """Eight steps of 256 tokens, a checkpoint every three."""
+    return Training(tokens=2048, batch_tokens=256, micro_batch_tokens=128, evaluations=2, checkpoint_steps=3)

@@ -168,6 +168,36 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
     return attrgetter(family(model.config).blocks)(model)
 
 
+def final_norm(model: PreTrainedModel) -> nn.Module:
+    """The norm between the last block and the head."""
+    return attrgetter(family(model.config).final_norm)(model)
+
+
+def set_blocks(model: PreTrainedModel, stack: nn.ModuleList) -> None:
+    """Put other Transformer blocks in the place of a model's own."""
+    _set(model, family(model.config).blocks, stack)
+
+
+def set_final_norm(model: PreTrainedModel, norm: nn.Module) -> None:
+    """Put another module in the place of the norm below the head."""
+    _set(model, family(model.config).final_norm, norm)
+
+
+def residual_outputs(block: nn.Module) -> list[nn.Linear]:
+    """The linear layers whose outputs a block adds to the residual stream: attention's and the MLP's last ones."""
+    names = ("dense", "dense_4h_to_h", "o_proj", "down_proj")
+    return [
+        module
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in names
+    ]
+
+
+def _set(model: PreTrainedModel, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(attrgetter(parent)(model), name, module)
+
+
 @dataclass(frozen=True)
 class ParameterCount:
     """Parameters of one model: what it stores, and which of them train."""

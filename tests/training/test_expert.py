@@ -50,7 +50,7 @@ def test_an_interrupted_expert_goes_on_with_the_same_data_only(recipe, tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run_module, "_export", die)
+        patch.setattr(run_module, "export", die)
         quietly(recipe)
     prepare([tmp_path / "words.jsonl"], tokenizer, tmp_path / "other", block_size=64)
     with pytest.raises(TreeringError, match="unfinished run of another recipe"):

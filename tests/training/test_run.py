@@ -121,7 +121,7 @@ def test_an_unfinished_run_of_another_recipe_is_refused_and_kept(run, model, set
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run_module, "_export", die)
+        patch.setattr(run_module, "export", die)
         run(model, tmp_path / "out", settings)
     kept = sorted(p.name for p in (tmp_path / "out.unfinished").iterdir())
     with pytest.raises(TreeringError, match="unfinished run of another recipe"):

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from treering.output import sync_to_disk
 
+TRAINED = "trained.safetensors"
+"""The file of a checkpoint that holds the parameters that train."""
+
 
 class AtomicTrainer(Trainer):
     """A Trainer whose checkpoint folders appear by one rename.
 
     Trainer writes a checkpoint file by file into its final folder, so a kill in the middle leaves a folder that looks
-    like the newest checkpoint and is not whole. Here it writes into ``.partial``, which no resume looks at.
+    like the newest checkpoint and is not whole. Here it writes into ``.partial``, which no resume looks at. And a
+    checkpoint holds what trains, not the frozen rest: its size does not grow with a grown model's depth.
+
+    Attributes:
+        moments: by parameter's name, where the optimiser begins; see ``treering.training.run.Moments``.
     """
 
+    moments: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
     _staging: str | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -60,14 +72,42 @@ class AtomicTrainer(Trainer):
             rotate_checkpoints(os.fspath(run), save_total_limit=self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load through the model's class, which knows that some families are saved under other tensor names.
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write what trains; the rest is what the run began with, and is in its owner's hands."""
+        if state_dict is not None:  # of FSDP or DeepSpeed, in the wrapper's own format
+            super()._save(output_dir, state_dict)
+            return
+        directory = Path(output_dir or str(self.args.output_dir))
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().contiguous() for name, p in self._trained()}, directory / TRAINED)
 
-        Trainer takes the names in the file as they stand: a GPT-NeoX head, saved as ``embed_out``, would stay at its
-        random start with no more than a warning.
-        """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # sharded checkpoints, in the wrapper's own format
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            own: Any = self.model
-            own.load_state_dict(type(own).from_pretrained(resume_from_checkpoint, dtype=own.dtype).state_dict())
+            return
+        saved = load_file(Path(resume_from_checkpoint) / TRAINED)
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                parameter.copy_(saved[name])
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's own, with what `moments` knows of parameters that have trained before."""
+        optimiser = super().create_optimizer(model)
+        for name, parameter in self._trained():
+            if name in self.moments:
+                optimiser.state[parameter] = {key: value.clone() for key, value in self.moments[name].items()}
+        return optimiser
+
+    def final_moments(self) -> dict[str, dict[str, Tensor]]:
+        """What the optimiser knows of every parameter that trains, by name."""
+        assert self.optimizer is not None
+        state = self.optimizer.state
+        return {
+            name: {key: value.detach().cpu() for key, value in state[p].items()}
+            for name, p in self._trained()
+            if p in state
+        }
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        assert isinstance(self.model, nn.Module)
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]

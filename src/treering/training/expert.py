@@ -55,7 +55,7 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
     substrate = substrates.load(recipe.substrate)
     corpus = corpora.Corpus.load(recipe.data)
     set_seed(recipe.training.seed)
-    model = dock(gpt_neox(_stand_on(substrate, recipe.backbone.shape())), substrate, tokenizer)
+    model = dock(gpt_neox(stand_on(substrate, recipe.backbone.shape())), substrate, tokenizer)
     if recipe.training.residual_init:
         scale_residual_outputs(model)
     origin: dict[str, Any] = {
@@ -68,7 +68,7 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
     return train(model, tokenizer, corpus, os.fspath(recipe.output), recipe.training, origin, console)
 
 
-def _stand_on(substrate: substrates.Substrate, shape: Preset) -> Preset:
+def stand_on(substrate: substrates.Substrate, shape: Preset) -> Preset:
     """The shape with the substrate's vocabulary; its width must be the substrate's already."""
     vocab_size, d_model = substrate.matrix.shape
     if d_model != shape.d_model:

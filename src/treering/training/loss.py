@@ -58,13 +58,12 @@ def log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def _fused_forward(
     self: PreTrainedModel,
-    input_ids: Tensor,
     labels: Tensor,
     num_items_in_batch: Tensor | int | None = None,
     **inputs: Any,
 ) -> CausalLMOutputWithPast:
     """Stand-in for a causal language model's forward while it trains: the mean loss in nats per token, no logits."""
-    hidden = self.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+    hidden = self.base_model(use_cache=False, **inputs).last_hidden_state
     targets = labels[:, 1:].flatten()
     out = head(self)
     total = next_token_loss(hidden[:, :-1].flatten(0, 1), out.weight, targets, out.bias)
@@ -87,8 +86,14 @@ def fused_loss(model: PreTrainedModel) -> Iterator[None]:
 
 
 def collate(blocks: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Packed blocks to ``input_ids`` and ``labels`` [batch, position]; the first token of a block has no context."""
+    """Packed blocks to ``input_ids`` and ``labels`` [batch, position]; the first token of a block has no context.
+
+    Of blocks that come with ``hidden`` [position, d_model], what the model's lower part makes of them, the model reads
+    that, as ``inputs_embeds``, instead of the IDs.
+    """
     input_ids = torch.stack([torch.as_tensor(block["input_ids"], dtype=torch.long) for block in blocks])
     labels = input_ids.clone()
     labels[:, 0] = IGNORED
+    if "hidden" in blocks[0]:
+        return {"inputs_embeds": torch.stack([block["hidden"] for block in blocks]), "labels": labels}
     return {"input_ids": input_ids, "labels": labels}

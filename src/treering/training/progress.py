@@ -66,6 +66,18 @@ class EvaluateAtEnd(TrainerCallback):
             control.should_evaluate = True
 
 
+class Plateau(TrainerCallback):
+    """Ends a run after ``patience`` validations in a row without gain; what it knows is in the Trainer's log."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if len(losses) - 1 - losses.index(min(losses)) >= self.patience:
+            control.should_training_stop = True
+
+
 class Display(TrainerCallback):
     """Shows the run on the console: a live bar on a terminal, a line per validation elsewhere.
 

@@ -7,26 +7,49 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from treering import corpus as corpora
 from treering import tokenizer as tokenizers
-from treering.backbone import blocks
+from treering.backbone import blocks, residual_outputs
 from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.loss import collate, fused_loss
-from treering.training.progress import Display, EvaluateAtEnd, Interruption, tensorboard
+from treering.training.progress import Display, EvaluateAtEnd, Interruption, Plateau, tensorboard
 from treering.training.settings import Training
+
+Moments = dict[str, dict[str, Tensor]]
+"""By parameter's name, what the optimiser keeps of it (Adam: step, running mean and square of the gradient)."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a run reads: blocks of token IDs, each a mapping with ``input_ids`` (and ``hidden``, see `collate`).
+
+    Attributes:
+        train: map-style, ``block_size`` tokens a row.
+        validation: as ``train``.
+        bytes_per_token: UTF-8 bytes that a validation token stands for.
+        in_order: read ``train`` from the first row to the last instead of in a random order of epochs.
+    """
+
+    train: Any
+    validation: Any
+    bytes_per_token: float
+    block_size: int
+    in_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,27 +88,64 @@ def train(
             for another tokenizer or a longer context, it holds less than one batch, or the disk is full.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
     """
-    output, console = require_new(output), console or Console()
-    _check(model, corpus, tokenizer)
+    output = require_new(output)
+    require_fit(model, corpus, tokenizer)
     unfinished = output.with_name(output.name + ".unfinished")
-    validation, bytes_per_token = _validation_blocks(corpus, tokenizer)
-    arguments = _arguments(settings, corpus, unfinished)
-    tokens_per_step = _tokens_per_step(arguments, corpus)
+    validation, bytes_per_token = validation_blocks(corpus, tokenizer)
+    text = Text(corpus.train, validation, bytes_per_token, corpus.manifest.block_size)
+    result, _ = optimise(model, text, unfinished, settings, origin, console)
+    if is_first_process():
+        with explain_full_disk(output.parent):
+            export(model, tokenizer, output, settings, origin or {}, result)
+        shutil.rmtree(unfinished)
+    wait_for_all()
+    return result
+
+
+def optimise(
+    model: PreTrainedModel,
+    text: Text,
+    unfinished: Path,
+    settings: Training,
+    origin: dict[str, Any] | None = None,
+    console: Console | None = None,
+    moments: Moments | None = None,
+    patience: int | None = None,
+) -> tuple[TrainingResult, Moments]:
+    """The run alone: train ``model`` in place, with checkpoints in ``unfinished``, which stays, and export nothing.
+
+    Args:
+        moments: where the optimiser begins with parameters that have trained before.
+        patience: end early after so many validations without gain.
+
+    Returns:
+        What was measured, and the optimiser's state at the end.
+
+    Raises:
+        TreeringError: see `train`.
+        Interrupted: see `train`.
+    """
+    console = console or Console()
+    arguments = _arguments(settings, text, unfinished)
+    tokens_per_step = _tokens_per_step(arguments, text.block_size)
     interruption = Interruption()
-    display = Display(tokens_per_step, bytes_per_token, console)
+    display = Display(tokens_per_step, text.bytes_per_token, console)
     callbacks: list[TrainerCallback] = [display, interruption, EvaluateAtEnd()]
+    if patience:
+        callbacks.append(Plateau(patience))
     if settings.tensorboard:
-        callbacks.append(tensorboard(output.with_name(output.name + ".tensorboard")))
-    frozen = {name: _digest(p) for name, p in model.named_parameters() if not p.requires_grad}
-    with fused_loss(model), explain_full_disk(output.parent):
+        callbacks.append(tensorboard(unfinished.with_suffix(".tensorboard")))
+    frozen = digests(model, trained=False)
+    with fused_loss(model), explain_full_disk(unfinished.parent):
         trainer = AtomicTrainer(
             model=model,
             args=arguments,
-            train_dataset=corpus.train,
-            eval_dataset=validation,
+            train_dataset=text.train,
+            eval_dataset=text.validation,
             data_collator=collate,
             callbacks=callbacks,
         )
+        trainer.moments = moments or {}
         _keep_quiet(trainer)
         checkpoint = _claim(unfinished, settings, origin or {}, trainer)
         if checkpoint and trainer.is_world_process_zero():
@@ -96,9 +156,7 @@ def train(
                 f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
                 "Run the same command again to go on from there."
             )
-    changed = [name for name, digest in frozen.items() if _digest(model.get_parameter(name)) != digest]
-    if changed:
-        raise AssertionError(f"frozen parameters changed in training: {changed}")
+    require_unchanged(frozen, model)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     result = TrainingResult(
         steps=trainer.state.global_step,
@@ -108,12 +166,32 @@ def train(
         validation_bits_per_byte=[e["eval_bits_per_byte"] for e in history if "eval_loss" in e][-1],
         history=history,
     )
-    if trainer.is_world_process_zero():
-        with explain_full_disk(output.parent):
-            _export(model, tokenizer, output, settings, origin or {}, result)
-        shutil.rmtree(unfinished)
-    trainer.accelerator.wait_for_everyone()
-    return result
+    return result, trainer.final_moments()
+
+
+def digests(model: nn.Module, trained: bool) -> dict[str, str]:
+    """SHA-256 of the parameters that do (or do not) require gradients, by name."""
+    return {name: _digest(p) for name, p in model.named_parameters() if p.requires_grad == trained}
+
+
+def require_unchanged(before: Mapping[str, str], model: nn.Module) -> None:
+    """Check that parameters are byte for byte what they were.
+
+    Raises:
+        AssertionError: some are not; a fault of the program, never of the user.
+    """
+    if changed := [name for name, digest in before.items() if _digest(model.get_parameter(name)) != digest]:
+        raise AssertionError(f"frozen parameters changed in training: {changed}")
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that speaks and writes; a process alone is."""
+    return PartialState().is_main_process
+
+
+def wait_for_all() -> None:
+    """Let every process come to this point."""
+    PartialState().wait_for_everyone()
 
 
 def scale_residual_outputs(model: PreTrainedModel) -> None:
@@ -122,14 +200,17 @@ def scale_residual_outputs(model: PreTrainedModel) -> None:
     GPT-2's initialisation (Radford et al. 2019, section 2.3).
     """
     stack = blocks(model)
-    for block in stack:
-        for name, module in block.named_modules():
-            if isinstance(module, nn.Linear) and name.endswith(("dense", "dense_4h_to_h", "o_proj", "down_proj")):
-                with torch.no_grad():
-                    module.weight.div_(math.sqrt(2 * len(stack)))
+    for output in (output for block in stack for output in residual_outputs(block)):
+        with torch.no_grad():
+            output.weight.div_(math.sqrt(2 * len(stack)))
 
 
-def _check(model: PreTrainedModel, corpus: corpora.Corpus, tokenizer: PreTrainedTokenizerFast) -> None:
+def require_fit(model: PreTrainedModel, corpus: corpora.Corpus, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Check that a model can be trained on a corpus.
+
+    Raises:
+        TreeringError: the corpus was cut for another tokenizer or a longer context.
+    """
     block_size, context = corpus.manifest.block_size, model.config.max_position_embeddings
     if block_size > context:
         raise TreeringError(
@@ -139,7 +220,7 @@ def _check(model: PreTrainedModel, corpus: corpora.Corpus, tokenizer: PreTrained
     corpora.require_match(corpus, tokenizer)
 
 
-def _validation_blocks(corpus: corpora.Corpus, tokenizer: PreTrainedTokenizerFast) -> tuple[Dataset, float]:
+def validation_blocks(corpus: corpora.Corpus, tokenizer: PreTrainedTokenizerFast) -> tuple[Dataset, float]:
     """Held-out documents packed as the training blocks are, and the UTF-8 bytes that a token of them stands for."""
     texts = corpus.validation["text"]
     ids = tokenizers.encode(tokenizer, list(texts))
@@ -154,19 +235,30 @@ def _validation_blocks(corpus: corpora.Corpus, tokenizer: PreTrainedTokenizerFas
     return Dataset.from_dict({"input_ids": packed}), bytes_per_token
 
 
-def _arguments(settings: Training, corpus: corpora.Corpus, unfinished: Path) -> TrainingArguments:
-    block_size = corpus.manifest.block_size
+def batch_shape(settings: Training, block_size: int) -> tuple[int, int]:
+    """Blocks of a forward pass in each process, and forward passes of a step."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     micro_batch = max(1, min(settings.micro_batch_tokens, settings.batch_tokens // processes) // block_size)
-    accumulation = max(1, round(settings.batch_tokens / (micro_batch * block_size * processes)))
-    tokens_per_step = micro_batch * block_size * processes * accumulation
-    available = len(corpus.train) * block_size
+    return micro_batch, max(1, round(settings.batch_tokens / (micro_batch * block_size * processes)))
+
+
+def blocks_per_step(settings: Training, block_size: int) -> int:
+    """Blocks that one step of the optimiser reads, over all processes."""
+    micro_batch, accumulation = batch_shape(settings, block_size)
+    return micro_batch * accumulation * int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _arguments(settings: Training, text: Text, unfinished: Path) -> TrainingArguments:
+    micro_batch, accumulation = batch_shape(settings, text.block_size)
+    tokens_per_step = blocks_per_step(settings, text.block_size) * text.block_size
+    available = len(text.train) * text.block_size
     if available < tokens_per_step:
         raise TreeringError(
             f"The corpus holds {available:,} training tokens, less than one step of {tokens_per_step:,}. "
             "Give more text, or lower training.batch_tokens."
         )
     steps = max(1, round((settings.tokens or (settings.epochs or 0) * available) / tokens_per_step))
+    schedule, schedule_settings = _schedule(settings, steps)
     return TrainingArguments(
         output_dir=os.fspath(unfinished),
         max_steps=steps,
@@ -174,9 +266,9 @@ def _arguments(settings: Training, corpus: corpora.Corpus, unfinished: Path) -> 
         per_device_eval_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr" if settings.schedule == "cosine" else settings.schedule,
-        lr_scheduler_kwargs={"min_lr_rate": settings.final_rate} if settings.schedule == "cosine" else None,
-        warmup_steps=math.ceil(settings.warmup * steps),
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs=schedule_settings,
+        warmup_steps=_warmup_steps(settings, steps),
         adam_beta1=settings.betas[0],
         adam_beta2=settings.betas[1],
         weight_decay=settings.weight_decay,
@@ -192,6 +284,7 @@ def _arguments(settings: Training, corpus: corpora.Corpus, unfinished: Path) -> 
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
+        train_sampling_strategy="sequential" if text.in_order else "random",
         dataloader_drop_last=True,
         seed=settings.seed,
         ddp_find_unused_parameters=False,
@@ -199,9 +292,23 @@ def _arguments(settings: Training, corpus: corpora.Corpus, unfinished: Path) -> 
     )
 
 
-def _tokens_per_step(arguments: TrainingArguments, corpus: corpora.Corpus) -> int:
+def _schedule(settings: Training, steps: int) -> tuple[str, dict[str, Any]]:
+    """The Trainer's name for a schedule, and its parameters."""
+    if settings.schedule == "cosine":
+        return "cosine_with_min_lr", {"min_lr_rate": settings.final_rate}
+    if settings.schedule == "constant":
+        return "constant_with_warmup", {}
+    falling = {"num_decay_steps": steps - _warmup_steps(settings, steps), "decay_type": "linear"}
+    return "warmup_stable_decay", falling | {"min_lr_ratio": settings.final_rate}
+
+
+def _warmup_steps(settings: Training, steps: int) -> int:
+    return math.ceil(settings.warmup * steps)
+
+
+def _tokens_per_step(arguments: TrainingArguments, block_size: int) -> int:
     sequences = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return sequences * corpus.manifest.block_size
+    return sequences * block_size
 
 
 def _keep_quiet(trainer: AtomicTrainer) -> None:
@@ -228,7 +335,7 @@ def _claim(unfinished: Path, settings: Training, origin: dict[str, Any], trainer
     return get_last_checkpoint(os.fspath(unfinished))
 
 
-def _export(
+def export(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     output: Path,
@@ -236,6 +343,7 @@ def _export(
     origin: dict[str, Any],
     result: TrainingResult,
 ) -> None:
+    """Leave a plain Hugging Face checkpoint with tokenizer, ``training.json`` and ``history.json`` in ``output``."""
     measured = {name: value for name, value in asdict(result).items() if name != "history"}
     record = {"origin": origin, "settings": settings.model_dump(mode="json"), "measured": measured}
     with staged_directory(output) as staging:
@@ -245,6 +353,6 @@ def _export(
         (staging / "history.json").write_text(json.dumps(result.history))
 
 
-def _digest(parameter: torch.Tensor) -> str:
+def _digest(parameter: Tensor) -> str:
     flat = parameter.detach().cpu().contiguous().view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()

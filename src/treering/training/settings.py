@@ -19,7 +19,9 @@ class Training(Schema):
     learning_rate: float = Field(3e-3, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(0.25, ge=0, lt=1, description="share of the steps")
-    final_rate: float = Field(0.1, ge=0, le=1, description="last learning rate, as a share of the highest")
+    final_rate: float = Field(
+        0.1, ge=0, le=1, description="last learning rate, as a share of the highest; not of a constant one"
+    )
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.1, ge=0, description="on matrices; never on norms and biases")
     gradient_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for none")
