@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from treering.evaluation import document_losses as document_losses
     from treering.evaluation import explain as explain
     from treering.evaluation import generate as generate
+    from treering.growth import grow as grow
     from treering.tokenizer import load as load_tokenizer  # noqa: F401
     from treering.training import train_expert as train_expert
 
@@ -33,6 +34,7 @@ _HOMES = {
     "document_losses": "evaluation",
     "explain": "evaluation",
     "generate": "evaluation",
+    "grow": "growth",
     "load_tokenizer": "tokenizer:load",
     "train_expert": "training",
 }

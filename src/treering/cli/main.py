@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
-from treering.cli import compose, data, demo, eval, explain, model, serve, substrate, tokenizer, train
+from treering.cli import compose, data, demo, eval, explain, grow, model, serve, substrate, tokenizer, train
 from treering.errors import Interrupted, TreeringError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
 app.command()(demo.demo)
 app.command()(train.train)
+app.command()(grow.grow)
 app.add_typer(compose.app, name="compose")
 app.command()(compose.generate)
 app.command()(explain.explain)

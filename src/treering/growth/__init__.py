@@ -1,0 +1,27 @@
+"""Growth of deep models by stages on a frozen core (paper section 5)."""
+
+from treering.growth.blocks import deepen
+from treering.growth.growing import GrowthResult, StageResult, grow, reading_order, survey
+from treering.growth.plan import Lora, Plan, Stage
+from treering.growth.plans import monolithic, revolving, sliding, stacked
+from treering.growth.recipe import PLANS, GrowthRecipe, grow_recipe, seedling
+
+__all__ = [
+    "PLANS",
+    "GrowthRecipe",
+    "GrowthResult",
+    "Lora",
+    "Plan",
+    "Stage",
+    "StageResult",
+    "deepen",
+    "grow",
+    "grow_recipe",
+    "monolithic",
+    "reading_order",
+    "revolving",
+    "seedling",
+    "sliding",
+    "stacked",
+    "survey",
+]

@@ -1,0 +1,111 @@
+"""Adding blocks to a model of any supported family, and setting some of them aside."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from treering import backbone
+from treering.growth.plan import Start
+
+
+def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", residual_init: bool = True) -> None:
+    """Add blocks to ``model``, in place.
+
+    Initial weights come from torch's global random state, through the family's own initialisation: seed it first.
+
+    Args:
+        new: where the new blocks stand in the deeper stack, from 1; old blocks keep their order.
+        start: ``random``; ``zero``: random, but what the block adds to the residual stream is zero, so that the deeper
+            model computes exactly what it did; ``copy``: of the block below (the lowest copies the one above).
+        residual_init: divide a random block's output matrices by √(2·depth), depth being the new one (GPT-2).
+
+    Raises:
+        TreeringError: the family is not supported.
+    """
+    old, config = list(backbone.blocks(model)), model.config
+    depth = len(old) + len(new)
+    layer_types = getattr(config, "layer_types", None)
+    fresh = fresh_blocks(config, len(new))
+    sample = next(model.parameters())
+    stack, kinds, left = list[nn.Module](), list[str](), iter(zip(old, layer_types or [""] * len(old), strict=True))
+    for position in range(1, depth + 1):
+        if position not in new:
+            block, kind = next(left)
+        else:
+            neighbour = stack[-1] if stack else (old[0] if old else None)
+            kind = kinds[-1] if kinds else (layer_types[0] if layer_types else "")
+            block = fresh.pop()
+            if start == "copy" and neighbour is not None:
+                block = copy.deepcopy(neighbour)
+            elif residual_init:
+                _scale_outputs(block, 1 / math.sqrt(2 * depth))
+            if start == "zero":
+                _scale_outputs(block, 0.0)
+            block.to(device=sample.device, dtype=sample.dtype)
+        stack.append(block)
+        kinds.append(kind)
+    for index, block in enumerate(stack):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index  # type: ignore[assignment]
+    backbone.set_blocks(model, nn.ModuleList(stack))
+    config.num_hidden_layers = depth
+    if layer_types:
+        config.layer_types = kinds
+
+
+def fresh_blocks(config: PreTrainedConfig, count: int) -> list[nn.Module]:
+    """Blocks as transformers makes and initialises them, of a model that has next to nothing else."""
+    small = copy.deepcopy(config)
+    small.num_hidden_layers, small.vocab_size, small.pad_token_id = count, 1, None
+    if layer_types := getattr(config, "layer_types", None):
+        small.layer_types = [layer_types[0]] * count
+    return list(backbone.blocks(AutoModelForCausalLM.from_config(small)))
+
+
+def _scale_outputs(block: nn.Module, factor: float) -> None:
+    with torch.no_grad():
+        for output in backbone.residual_outputs(block):
+            output.weight.mul_(factor)
+            if output.bias is not None:
+                output.bias.mul_(factor)
+
+
+class _Absent(nn.Module):
+    """Where a block stood: what comes in goes out."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+@contextmanager
+def only(model: PreTrainedModel, low: int, high: int | None = None) -> Iterator[None]:
+    """Inside this block of code the model consists of blocks ``low + 1`` … ``high`` alone, and then head.
+
+    What stands below or above is taken out, with its parameters, but the names of the rest stay. Without ``high`` the
+    final norm stays too; with it the base model returns the hidden states after block ``high`` as they are. If ``low``
+    is not 0, the embedding is taken out as well, and the model reads hidden states: ``inputs_embeds``.
+    """
+    stack, norm = backbone.blocks(model), backbone.final_norm(model)
+    table = backbone.embedding(model)
+    top = len(stack) if high is None else high
+    partial = [block if low <= index < top else _Absent() for index, block in enumerate(stack)]
+    backbone.set_blocks(model, nn.ModuleList(partial))
+    if high is not None:
+        backbone.set_final_norm(model, nn.Identity())
+    if low:
+        model.set_input_embeddings(nn.Identity())
+    try:
+        yield
+    finally:
+        backbone.set_blocks(model, stack)
+        backbone.set_final_norm(model, norm)
+        model.set_input_embeddings(table)

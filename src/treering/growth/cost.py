@@ -1,0 +1,183 @@
+"""What a plan will cost, counted before anything runs: parameters, optimiser memory, FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import nn
+from transformers import PreTrainedConfig
+
+from treering.errors import TreeringError
+from treering.growth.blocks import fresh_blocks
+from treering.growth.plan import Lora, Plan, Step, blocks_text
+
+ADAM = 8
+"""Bytes that Adam keeps for each parameter that trains: two running means in float32."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Parameters of a model's parts, and what FLOPs follow from.
+
+    Attributes:
+        linear: (inputs, outputs) of each linear layer of a block, by the layer's name.
+    """
+
+    embedding: int
+    block: int
+    linear: tuple[tuple[str, int, int], ...]
+    norm: int
+    head: int
+    width: int
+    positions: int
+
+    def lora(self, settings: Lora) -> int:
+        """Parameters of the low-rank updates of one block."""
+        return sum(
+            settings.rank * (inputs + outputs)
+            for name, inputs, outputs in self.linear
+            if settings.targets is None or name in settings.targets
+        )
+
+    @property
+    def block_flops(self) -> int:
+        """FLOPs of a block's forward pass for a token, attending to half a block of text on average."""
+        return 2 * sum(inputs * outputs for _, inputs, outputs in self.linear) + 2 * self.positions * self.width
+
+    @property
+    def head_flops(self) -> int:
+        """FLOPs of the head's forward pass for a token."""
+        return 2 * self.head
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage, counted.
+
+    Attributes:
+        optimiser: MiB that Adam keeps.
+        flops: of all the stage's tokens, with the prefix recomputed.
+        prefix_flops: the part of them that a cache of the prefix saves, and does not spend.
+    """
+
+    step: Step
+    tokens: int
+    total: int
+    active: int
+    optimiser: float
+    flops: float
+    prefix_flops: float
+
+    @property
+    def frozen(self) -> int:
+        """Parameters that do not change in this stage."""
+        return self.total - self.active
+
+
+def shape_of(config: PreTrainedConfig, positions: int) -> Shape:
+    """Count the parts of a model of this configuration, whatever its depth, without making it."""
+    with torch.device("meta"):
+        block = fresh_blocks(config, 1)[0]
+    linear = [(n.rpartition(".")[2], m) for n, m in block.named_modules() if isinstance(m, nn.Linear)]
+    embedding = config.vocab_size * config.hidden_size
+    return Shape(
+        embedding=embedding,
+        block=sum(p.numel() for p in block.parameters()),
+        linear=tuple((name, module.in_features, module.out_features) for name, module in linear),
+        norm=config.hidden_size * (2 if config.model_type == "gpt_neox" else 1),
+        head=embedding,
+        width=config.hidden_size,
+        positions=positions,
+    )
+
+
+def count(
+    steps: Sequence[Step], tokens: Sequence[int], shape: Shape, embedding_trains: bool = False
+) -> list[StageCost]:
+    """The cost of every stage.
+
+    A forward pass goes through all blocks; gradients of activations go down to the lowest block that trains; gradients
+    of weights are taken where something trains.
+
+    Args:
+        tokens: of each stage.
+        embedding_trains: in the first stage, after which it is frozen.
+    """
+    costs = []
+    for step, length in zip(steps, tokens, strict=True):
+        trained, lora = len(step.stage.trained), step.stage.lora
+        adapted = step.depth - trained if lora else 0
+        table = shape.embedding if embedding_trains and step.number == 1 else 0
+        updates = adapted * shape.lora(lora) if lora else 0
+        active = trained * shape.block + updates + shape.norm + shape.head + table
+        above = step.depth - step.below
+        a_token = (step.depth + above + trained) * shape.block_flops + 4 * updates + 3 * shape.head_flops
+        costs.append(
+            StageCost(
+                step=step,
+                tokens=length,
+                total=shape.embedding + step.depth * shape.block + shape.norm + shape.head,
+                active=active,
+                optimiser=active * ADAM / 2**20,
+                flops=float(a_token * length),
+                prefix_flops=0.0 if table else float(step.below * shape.block_flops * length),
+            )
+        )
+    return costs
+
+
+def cache_flops(costs: Sequence[StageCost], tokens: int, shape: Shape) -> float:
+    """FLOPs of having the prefix cached for every stage: rolled forward from what is still valid, each token once.
+
+    Args:
+        tokens: that the cache holds.
+    """
+    valid, blocks = set[int](), 0
+    for step in (cost.step for cost in costs):
+        if step.below and step.below not in valid:
+            blocks += step.below - max((depth for depth in valid if depth < step.below), default=0)
+            valid.add(step.below)
+        valid = {depth for depth in valid if depth <= step.below}  # what lies above a block that trained is stale
+    return float(blocks * shape.block_flops * tokens)
+
+
+def require_budget(plan: Plan, costs: Sequence[StageCost]) -> None:
+    """Check that no stage trains more than the plan's budget.
+
+    Raises:
+        TreeringError: one does; names what its parts need.
+    """
+    for cost in costs:
+        if plan.budget is not None and cost.active > plan.budget:
+            raise TreeringError(
+                f"Stage {cost.step.number} trains {cost.active:,} parameters ({_active_parts(cost.step)}), more than "
+                f"the plan's budget of {plan.budget:,}. Let fewer blocks train at once, or raise the budget."
+            )
+
+
+def _active_parts(step: Step) -> str:
+    parts = [f"block {blocks_text(step.stage.trained)}"] if step.stage.trained else []
+    return ", ".join([*parts, *(["low-rank updates of the others"] if step.stage.lora else []), "final norm", "head"])
+
+
+def as_table(costs: Sequence[StageCost]) -> Table:
+    """The stages as people read them before a run."""
+    table = Table("stage", "blocks", "new", "train", "start", box=None)
+    for name in ("tokens", "total", "frozen", "active", "optimiser MiB", "TFLOPs"):
+        table.add_column(name, justify="right")
+    for cost in costs:
+        stage = cost.step.stage
+        table.add_row(
+            f"{cost.step.number}",
+            f"{cost.step.depth}",
+            blocks_text(stage.new) or "–",
+            (blocks_text(stage.trained) or "–") + (f" + rank {stage.lora.rank}" if stage.lora else ""),
+            stage.start if stage.new else "–",
+            *(f"{number:,}" for number in (cost.tokens, cost.total, cost.frozen, cost.active)),
+            f"{cost.optimiser:,.1f}",
+            f"{cost.flops / 1e12:,.2f}",
+        )
+    return table

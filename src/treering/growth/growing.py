@@ -1,0 +1,404 @@
+"""Growth: a deep model in stages, each of which trains a few blocks and the head (paper section 5)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+
+from treering import backbone
+from treering import corpus as corpora
+from treering.errors import TreeringError
+from treering.growth import lora
+from treering.growth.blocks import deepen, only
+from treering.growth.cost import StageCost, cache_flops, count, require_budget, shape_of
+from treering.growth.plan import Plan, Step, blocks_text, steps
+from treering.growth.prefix import HiddenBlocks, Prefix, PrefixCache, choose_precision
+from treering.output import explain_full_disk, link_or_copy, require_new, staged_directory
+from treering.training import Training
+from treering.training.run import (
+    Moments,
+    Text,
+    blocks_per_step,
+    digests,
+    export,
+    is_first_process,
+    optimise,
+    require_fit,
+    require_unchanged,
+    validation_blocks,
+    wait_for_all,
+)
+
+MOMENTS = "moments.safetensors"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage was and what it reached; ``flops`` with the prefix recomputed, ``prefix_seconds`` for its cache."""
+
+    number: int
+    depth: int
+    new: str
+    train: str
+    total: int
+    active: int
+    flops: float
+    tokens: int
+    seconds: float
+    prefix_seconds: float
+    tokens_per_second: float
+    validation_bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class GrowthResult:
+    """The stages in order; ``history`` is their loss curves one after another, each entry with its ``stage``."""
+
+    stages: list[StageResult]
+    history: list[dict[str, Any]]
+
+
+def grow(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    corpus: corpora.Corpus,
+    output: str | os.PathLike[str],
+    plan: Plan,
+    training: Training,
+    prefix: Prefix = "auto",
+    prefix_directory: str | os.PathLike[str] | None = None,
+    origin: dict[str, Any] | None = None,
+    console: Console | None = None,
+) -> GrowthResult:
+    """Grow ``model`` by ``plan``, in place, on the packed blocks of ``corpus``; head and final norm always train.
+
+    All stages together read the corpus in one order, as a single run would: each goes on where the one before ended.
+    ``OUTPUT`` appears when the last is complete: the grown model as a plain Hugging Face checkpoint, and in
+    ``stages/N`` the complete model after each stage. Until then the same call goes on where it was stopped, from
+    ``OUTPUT.unfinished``.
+
+    Args:
+        model: with no block at all (``treering.growth.seedling``), or an existing one of a supported family, whose
+            embedding and old blocks stay byte for byte what they are unless the plan trains them.
+        training: of all stages, with ``tokens`` or ``epochs`` for the whole plan.
+        prefix: how the hidden states below what trains are had: ``recompute`` them in every step, or read them from a
+            cache on disk in a precision; ``auto`` compares what both take.
+        prefix_directory: where the cache lies; beside the output if not given.
+        origin: what the run was made from; runs with another never share checkpoints.
+
+    Raises:
+        TreeringError: the plan does not fit the model or exceeds its budget, LoRA's targets are not there, the corpus
+            does not fit the model, the output exists, another run's unfinished one stands in the way, the disk is full.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+    """
+    output, console = require_new(output), console or Console()
+    place = output.with_name(output.name + ".unfinished")
+    require_fit(model, corpus, tokenizer)
+    _untie(model)
+    placed, costs = survey(model, corpus, plan, training)
+    validation, bytes_per_token = validation_blocks(corpus, tokenizer)
+    validation = validation.cast(corpus.train.features)
+    directory = Path(prefix_directory or place / "prefix")
+    blocks = concatenate_datasets([corpus.train, validation])
+    held = len(blocks) * corpus.manifest.block_size
+    precision, why = choose_precision(
+        prefix,
+        saved=sum(cost.prefix_flops for cost in costs),
+        spent=cache_flops(costs, held, shape_of(model.config, corpus.manifest.block_size)),
+        numbers=held * model.config.hidden_size,
+        directory=directory,
+    )
+    claim = {
+        "plan": plan.model_dump(mode="json"),
+        "training": training.model_dump(mode="json"),
+        "prefix": precision,
+        "origin": origin or {},
+    }
+    _claim(place, claim)
+    if any(step.below for step in placed):
+        console.print(f"  the frozen prefix is {why}", highlight=False)
+    cache = PrefixCache(directory, blocks, _identity(corpus, validation), precision) if precision else None
+    text = Text(corpus.train, validation, bytes_per_token, corpus.manifest.block_size, in_order=True)
+    run = _Run(model, tokenizer, text, training, place, claim, cache, console)
+    results, begun = list[StageResult](), 0
+    for step, cost in zip(placed, costs, strict=True):
+        finished, before = (place / "stages" / f"{number}" for number in (step.number, step.number - 1))
+        moments = Moments()
+        if not finished.exists() and step.number > 1:
+            _restore(model, before)
+            moments = _moved(_load_moments(place), step, model)
+        set_seed(training.seed + step.number)
+        deepen(model, step.stage.new, step.stage.start, training.residual_init)
+        if not finished.exists():
+            console.print(f"  stage {step.number} of {len(placed)}: {_in_words(step)}", highlight=False)
+            order = reading_order(len(corpus.train), training.seed, begun, cost.tokens // text.block_size)
+            _run_stage(run, placed[step.number - 1 :], cost.tokens, order.tolist(), moments)
+        results.append(_result(finished, cost))
+        begun += results[-1].tokens // text.block_size
+    _restore(model, place / "stages" / f"{len(placed)}")
+    history = _history(place / "stages", results)
+    if is_first_process():
+        with explain_full_disk(output.parent):
+            _finish(place, output, claim, results, history)
+    wait_for_all()
+    return GrowthResult(results, history)
+
+
+def survey(
+    model: PreTrainedModel, corpus: corpora.Corpus, plan: Plan, training: Training
+) -> tuple[list[Step], list[StageCost]]:
+    """The plan's stages in their places on ``model``, and what each will cost, before anything runs.
+
+    Raises:
+        TreeringError: the plan does not fit the model, a stage exceeds its budget, or LoRA's targets are not there.
+    """
+    block_size = corpus.manifest.block_size
+    placed = steps(plan, len(backbone.blocks(model)))
+    tokens_a_step = blocks_per_step(training, block_size) * block_size
+    total = training.tokens or (training.epochs or 0) * len(corpus.train) * block_size
+    # Rounded where each stage ends, so that all together take the steps of a single run.
+    ends = list(accumulate(step.stage.tokens or (step.stage.share or 0) * total for step in placed))
+    bounds = [0, *(round(end / tokens_a_step) for end in ends)]
+    lengths = [high - low for low, high in pairwise(bounds)]
+    if 0 in lengths:
+        raise TreeringError(
+            f"Stage {lengths.index(0) + 1} would take not one step of {tokens_a_step:,} tokens. Give it more tokens, "
+            "or lower training.batch_tokens."
+        )
+    shape = shape_of(model.config, block_size)
+    for step in placed:
+        if step.stage.lora:
+            lora.require_targets(step.stage.lora, {name for name, _, _ in shape.linear}, model.config.model_type)
+    costs = count(placed, [length * tokens_a_step for length in lengths], shape, _table_trains(model))
+    require_budget(plan, costs)
+    return placed, costs
+
+
+def reading_order(blocks: int, seed: int, start: int, count: int) -> np.ndarray:
+    """Rows of a corpus in the order in which a run reads them, from the ``start``-th on: epochs, each in its own order.
+
+    It is the same whatever the plan, so that plans are compared on the same text in the same order.
+    """
+    first, last = start // blocks, (start + count - 1) // blocks
+    epochs = [np.random.default_rng((seed, epoch)).permutation(blocks) for epoch in range(first, last + 1)]
+    return np.concatenate(epochs)[start - first * blocks :][:count]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all stages of a run share; ``text`` is the whole corpus."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    text: Text
+    training: Training
+    place: Path
+    claim: dict[str, Any]
+    cache: PrefixCache | None
+    console: Console
+
+
+def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[int], moments: Moments) -> None:
+    """Train the first of the ``remaining`` stages and leave its checkpoint in ``stages/N``.
+
+    Args:
+        order: the rows of the corpus that it reads.
+        moments: where its optimiser begins.
+    """
+    model, step, begun = run.model, remaining[0], time.perf_counter()
+    finished = run.place / "stages" / f"{step.number}"
+    unfinished = finished.with_name(f"{step.number}.unfinished")
+    table_trains = _table_trains(model) and step.number == 1
+    attached = _set_trainable(model, step, table_trains)
+    frozen = digests(model, trained=False)
+    with ExitStack() as stack:
+        if run.cache and step.below and not table_trains:
+            hidden = run.cache.states(model, step.below, run.console)
+            run.cache.keep_only(model, {later.below for later in remaining})
+            held_out = range(len(run.text.train), len(run.cache.blocks))
+            text = replace(
+                run.text,
+                train=HiddenBlocks(run.cache.blocks, hidden, order),
+                validation=HiddenBlocks(run.cache.blocks, hidden, held_out),
+            )
+            stack.enter_context(only(model, step.below))
+        else:
+            text = replace(run.text, train=run.text.train.select(order))
+        prefix_seconds = round(time.perf_counter() - begun, 2)
+        settings, claim = step.stage.training(run.training, tokens), run.claim | {"stage": step.number}
+        patience = step.stage.patience
+        result, final = optimise(model, text, unfinished, settings, claim, run.console, moments, patience)
+    require_unchanged(frozen, model)
+    if attached is not None:
+        lora.merge(attached)
+    model.requires_grad_(True)
+    if is_first_process():
+        with explain_full_disk(run.place):
+            if any(later.stage.keep_moments for later in remaining[1:]):
+                _save_moments(moments | final, run.place)
+            own = {"number": step.number, "depth": step.depth, "prefix_seconds": prefix_seconds}
+            export(model, run.tokenizer, finished, settings, run.claim | {"stage": own}, result)
+        shutil.rmtree(unfinished)
+    wait_for_all()
+
+
+def _set_trainable(model: PreTrainedModel, step: Step, table: bool) -> nn.Module | None:
+    """Let exactly what the stage trains require gradients; returns its low-rank updates, if it has any."""
+    model.requires_grad_(False)
+    attached = None
+    if step.stage.lora:
+        others = [number for number in range(1, step.depth + 1) if number not in step.stage.trained]
+        attached = lora.attach(model, others, step.stage.lora)
+    stack = backbone.blocks(model)
+    for part in (*(stack[number - 1] for number in step.stage.trained), backbone.final_norm(model)):
+        part.requires_grad_(True)
+    backbone.head(model).requires_grad_(True)
+    backbone.embedding(model).requires_grad_(table)
+    return attached
+
+
+def _table_trains(model: PreTrainedModel) -> bool:
+    """Whether the embedding is a trainable one, which is frozen after the first stage (the paper's control)."""
+    known = backbone.standing(model.config)
+    return known is not None and not known.frozen
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give the head weights of its own, which train while the embedding does not."""
+    if model.config.tie_word_embeddings:
+        head = backbone.head(model)
+        head.weight = nn.Parameter(backbone.embedding(model).weight.detach().clone())
+        model.config.tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
+
+
+def _claim(place: Path, claim: Mapping[str, Any]) -> None:
+    """Make ``place`` this run's own, or find that it is already."""
+    content, path = json.dumps(claim, indent=2, sort_keys=True), place / "growth.json"
+    if path.exists() and path.read_text() != content:
+        raise TreeringError(
+            f"{place} holds an unfinished run of another recipe (see growth.json there). Finish it with that recipe, "
+            "choose another output, or delete it."
+        )
+    wait_for_all()
+    if is_first_process():
+        (place / "stages").mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    wait_for_all()
+
+
+def _identity(corpus: corpora.Corpus, validation: Dataset) -> str:
+    """A hash of all tokens that the prefix cache is made from."""
+    held_out = np.asarray(validation["input_ids"], dtype="<i4").tobytes()
+    return hashlib.sha256(corpus.manifest.train.sha256.encode() + held_out).hexdigest()
+
+
+def _restore(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Put the weights of a stage's checkpoint into ``model``, which has its depth."""
+    model.load_state_dict(type(model).from_pretrained(checkpoint, dtype=model.dtype).state_dict())
+
+
+def _save_moments(moments: Moments, place: Path) -> None:
+    partial = place / f"{MOMENTS}.partial"
+    save_file({f"{name}:{key}": value for name, kept in moments.items() for key, value in kept.items()}, partial)
+    partial.rename(place / MOMENTS)
+
+
+def _load_moments(place: Path) -> Moments:
+    moments = Moments()
+    if (place / MOMENTS).exists():
+        for name, value in load_file(place / MOMENTS).items():
+            parameter, _, key = name.rpartition(":")
+            moments.setdefault(parameter, {})[key] = value
+    return moments
+
+
+def _moved(moments: Moments, step: Step, model: PreTrainedModel) -> Moments:
+    """The optimiser's state of a stage that keeps it, under the names that blocks have once new ones stand below."""
+    if not step.stage.keep_moments:
+        return Moments()
+    place = backbone.family(model.config).blocks
+    old = [number for number in range(1, step.depth + 1) if number not in step.stage.new]
+    names = {f"{place}.{index}.": f"{place}.{number - 1}." for index, number in enumerate(old)}
+    moved = Moments()
+    for name, kept in moments.items():
+        own = next((prefix for prefix in names if name.startswith(prefix)), "")
+        moved[names.get(own, "") + name.removeprefix(own)] = kept
+    return moved
+
+
+def _in_words(step: Step) -> str:
+    stage = step.stage
+    parts = [f"{step.depth} blocks"]
+    if stage.new:
+        parts.append(f"new {blocks_text(stage.new)} ({stage.start})")
+    if stage.trained:
+        parts.append(f"training {blocks_text(stage.trained)}")
+    if stage.lora:
+        parts.append(f"rank {stage.lora.rank} on the others")
+    return ", ".join(parts)
+
+
+def _result(finished: Path, cost: StageCost) -> StageResult:
+    record = json.loads((finished / "training.json").read_text())
+    measured, stage = record["measured"], cost.step.stage
+    return StageResult(
+        number=cost.step.number,
+        depth=cost.step.depth,
+        new=blocks_text(stage.new),
+        train=blocks_text(stage.trained) + (f" + rank {stage.lora.rank}" if stage.lora else ""),
+        total=cost.total,
+        active=cost.active,
+        flops=cost.flops * measured["tokens"] / cost.tokens,
+        tokens=measured["tokens"],
+        seconds=measured["seconds"],
+        prefix_seconds=record["origin"]["stage"]["prefix_seconds"],
+        tokens_per_second=measured["tokens_per_second"],
+        validation_bits_per_byte=measured["validation_bits_per_byte"],
+    )
+
+
+def _history(stages: Path, results: Sequence[StageResult]) -> list[dict[str, Any]]:
+    """The loss curves of all stages as one, over the tokens of all."""
+    history, before = list[dict[str, Any]](), 0
+    for result in results:
+        for entry in json.loads((stages / f"{result.number}" / "history.json").read_text()):
+            history.append(entry | {"stage": result.number, "tokens": entry["tokens"] + before})
+        before += result.tokens
+    return history
+
+
+def _finish(
+    place: Path,
+    output: Path,
+    claim: Mapping[str, Any],
+    results: Sequence[StageResult],
+    history: Sequence[Mapping[str, Any]],
+) -> None:
+    """Let the last stage's checkpoint become the output, with all stages in it; the scratch files go."""
+    with staged_directory(output) as staging:
+        for file in (place / "stages").glob("[0-9]*/*"):
+            link_or_copy(file, staging / "stages" / file.parent.name / file.name)
+            if file.parent.name == f"{len(results)}":
+                link_or_copy(file, staging / file.name)
+        (staging / "history.json").unlink()
+        (staging / "history.json").write_text(json.dumps(history))
+        record = dict(claim) | {"stages": [asdict(result) for result in results]}
+        (staging / "growth.json").write_text(json.dumps(record, indent=2))
+    shutil.rmtree(place)

@@ -1,0 +1,161 @@
+"""Growth plans as data: stages, each with its new blocks, what trains, for how long, from which start.
+
+Blocks are numbered from 1, the lowest, as the paper numbers them. A baseline is a plan too: one stage in which
+everything trains is monolithic training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, PositiveInt, model_validator
+
+from treering.errors import TreeringError
+from treering.recipe import Schema
+from treering.training import Training
+
+Start = Literal["random", "zero", "copy"]
+
+
+def _parse_blocks(value: Any) -> Any:
+    """``"1-3,5"`` or a number to the blocks it means; a sequence stays as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return value
+    found: list[int] = []
+    for part in filter(None, str(value).replace(" ", "").split(",")):
+        if not (span := re.fullmatch(r"(\d+)(?:-(\d+))?", part)):
+            raise ValueError('write blocks as "3", "1-3" or "1-3,5"')
+        found.extend(range(int(span[1]), int(span[2] or span[1]) + 1))
+    return tuple(found)
+
+
+def blocks_text(blocks: Iterable[int]) -> str:
+    """Blocks as people write them: ``1-3,5``."""
+    runs: list[list[int]] = []
+    for block in sorted(blocks):
+        if runs and block == runs[-1][1] + 1:
+            runs[-1][1] = block
+        else:
+            runs.append([block, block])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
+Rate = Annotated[float, Field(gt=0, le=1)]
+Blocks = Annotated[tuple[PositiveInt, ...], BeforeValidator(_parse_blocks), PlainSerializer(blocks_text)]
+
+
+class Lora(Schema):
+    """Low-rank updates of the blocks that do not train otherwise, merged into their weights when the stage ends."""
+
+    rank: PositiveInt = 8
+    alpha: float | None = Field(None, gt=0, description="scale of the update, times 1/rank; 2·rank if not given")
+    targets: tuple[str, ...] | None = Field(None, description="names of linear layers in a block; all if not given")
+
+
+class Stage(Schema):
+    """One stage of a plan; what it leaves out is as the run's ``training`` says."""
+
+    new: Blocks = Field((), description='blocks that this stage adds: "4-6", numbered in the deeper stack')
+    insert: bool = Field(False, description="the new blocks may stand below old ones, which move up")
+    train: Blocks | None = Field(None, description="blocks that train, in the deeper stack; the new ones if not given")
+    start: Start = Field("zero", description="how new blocks begin")
+    lora: Lora | None = Field(None, description="train the other blocks too, by low-rank updates")
+    tokens: PositiveInt | None = Field(None, description="tokens of this stage; or give share")
+    share: float | None = Field(None, gt=0, le=1, description="of the run's tokens; or give tokens")
+    patience: PositiveInt | None = Field(None, description="end early after so many validations without gain")
+    keep_moments: bool = Field(False, description="go on with the optimiser's state where a parameter has trained")
+    warmup: float | None = Field(None, ge=0, lt=1, description="share of the stage's steps")
+    rate: tuple[Rate, Rate] | None = Field(
+        None, description="learning rate at the stage's begin and end, as shares of the run's, a line between them"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Stage:
+        if (self.tokens is None) == (self.share is None):
+            raise ValueError("give either tokens or share")
+        return self
+
+    @property
+    def trained(self) -> tuple[int, ...]:
+        """Blocks that train in full."""
+        return self.new if self.train is None else self.train
+
+    def training(self, run: Training, tokens: int) -> Training:
+        """How this stage trains: as the run does, with what the stage says otherwise."""
+        changes: dict[str, Any] = {"tokens": tokens, "epochs": None}
+        if self.warmup is not None:
+            changes["warmup"] = self.warmup
+        if self.rate is not None:
+            begin, end = self.rate
+            changes |= {"learning_rate": run.learning_rate * begin, "schedule": "linear", "final_rate": end / begin}
+        return run.model_copy(update=changes)
+
+
+class Plan(Schema):
+    """Stages in order, and the parameters that may train at once."""
+
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    budget: PositiveInt | None = Field(None, description="active parameters, never exceeded; none if not given")
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage in its place: how deep the stack is then, and where the lowest thing that trains stands.
+
+    Attributes:
+        depth: blocks of the stack in this stage.
+        below: blocks under the lowest that trains in any way; the frozen prefix.
+    """
+
+    number: int
+    stage: Stage
+    depth: int
+    below: int
+
+
+def steps(plan: Plan, depth: int = 0) -> list[Step]:
+    """The stages in their places, from a stack of ``depth`` blocks on.
+
+    Raises:
+        TreeringError: a stage skips blocks, adds what is there, trains what is not, or has nothing to do; all such
+            faults of the plan are listed.
+    """
+    found, faults = list[Step](), list[str]()
+    for number, stage in enumerate(plan.stages, 1):
+        faults += [f"Stage {number} {fault}" for fault in _faults(stage, depth)]
+        depth += len(stage.new)
+        below = 0 if stage.lora else min(stage.trained, default=depth + 1) - 1
+        found.append(Step(number, stage, depth, below))
+    if faults:
+        raise TreeringError("\n".join(faults))
+    return found
+
+
+def _faults(stage: Stage, depth: int) -> Iterator[str]:
+    deeper = depth + len(stage.new)
+    on_top = tuple(range(depth + 1, deeper + 1))
+    if len(set(stage.new)) < len(stage.new) or len(set(stage.trained)) < len(stage.trained):
+        yield "names a block twice."
+    elif max(stage.new, default=0) > deeper:
+        yield (
+            f"adds blocks {blocks_text(stage.new)} to a stack of {depth}, which skips blocks: "
+            f"the next would be {blocks_text(on_top)}."
+        )
+    elif stage.new and tuple(sorted(stage.new)) != on_top and not stage.insert:
+        yield (
+            f"adds blocks {blocks_text(stage.new)}, but a stack of {depth} has some of them already. The next would be "
+            f"{blocks_text(on_top)}; to put new blocks below old ones, say insert: true; to train old ones, name them "
+            "in train."
+        )
+    if beyond := [block for block in stage.train or () if block > deeper]:
+        yield f"trains block {beyond[0]}, and the stack has {deeper}."
+    if not deeper:
+        yield "has no block to train; the first one adds some (new: 1-2, say)."
+    elif not stage.trained and not stage.lora and not stage.new:
+        yield "changes nothing: it adds no block, trains none and has no lora."
+    if stage.lora and len(set(stage.trained)) == deeper:
+        yield "has lora, but all its blocks train in full: no frozen one is left for it."

@@ -1,0 +1,88 @@
+"""Ready plans: the paper's, baselines, and better ones; functions from a shape to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from treering.growth.plan import Plan, Stage
+
+
+def monolithic(depth: int) -> Plan:
+    """Everything trains all along: the upper yardstick; with few blocks, the shallow model of the same budget."""
+    return Plan(stages=(Stage(new=_span(1, depth), start="random", share=1.0),))
+
+
+def stacked(depth: int, width: int = 1) -> Plan:
+    """The paper's way (section 5): ``width`` new random blocks a stage, tokens in proportion, a schedule each."""
+    spans = [_span(low, min(low + width - 1, depth)) for low in range(1, depth + 1, width)]
+    return Plan(stages=tuple(Stage(new=new, start="random", share=len(new) / depth) for new in spans))
+
+
+def sliding(depth: int, width: int, slide: int) -> Plan:
+    """Overlapping windows: ``width`` blocks train, and their window moves up by ``slide`` < ``width`` a stage.
+
+    The active budget is that of ``width`` blocks, but each block also trains under its successors.
+    """
+    tops = [*range(width, depth, slide), depth]
+    stages = [
+        Stage(
+            new=_span(below + 1, top),
+            train=_span(top - width + 1, top),
+            start="zero" if below else "random",
+            share=1 / len(tops),
+            rate=None if top == depth else (1.0, 1.0),
+            keep_moments=bool(below),
+        )
+        for below, top in zip([0, *tops], tops, strict=False)
+    ]
+    return Plan(stages=tuple(stages))
+
+
+def revolving(
+    depth: int,
+    width: int,
+    base: float = 0.5,
+    rounds: int = 1,
+    order: Sequence[int] | None = None,
+    decay: float = 0.2,
+    final: float = 0.1,
+    keep_moments: bool = True,
+) -> Plan:
+    """The lowest window long, one jump to full depth, then the window revolves over the whole stack.
+
+    The gradients of a low window pass through the frozen blocks above it (block-coordinate descent, as BAdam's).
+    New blocks start at zero; the rate falls in the last turns alone.
+
+    Args:
+        base: share of the tokens for the lowest window alone.
+        rounds: how often the windows are gone through.
+        order: of the windows in a round, 0 being the lowest; from the top down if not given.
+        decay: share of all tokens in which the rate falls, on a line to ``final``.
+        keep_moments: each window goes on with its optimiser's state instead of starting Adam afresh.
+    """
+    windows = [_span(low, min(low + width - 1, depth)) for low in range(1, depth + 1, width)]
+    turns = [windows[i] for _ in range(rounds) for i in (order or range(len(windows) - 1, -1, -1))]
+    share = (1 - base) / len(turns)
+    stages = [Stage(new=windows[0], start="random", share=base, rate=(1.0, 1.0))]
+    for number, window in enumerate(turns):
+        begun = base + number * share
+        stages.append(
+            Stage(
+                new=() if number else _span(width + 1, depth),
+                train=window,
+                share=share,
+                keep_moments=keep_moments,
+                warmup=0.0 if keep_moments and number >= len(windows) else 0.1,
+                rate=(_rate(begun, decay, final), _rate(begun + share, decay, final)),
+            )
+        )
+    return Plan(stages=tuple(stages))
+
+
+def _rate(progress: float, decay: float, final: float) -> float:
+    """Share of the highest rate after ``progress`` of all tokens: constant, then a line down to ``final``."""
+    return round(1 - (1 - final) * max(0.0, progress - (1 - decay)) / decay, 6) if decay else 1.0
+
+
+def _span(low: int, high: int) -> tuple[int, ...]:
+    return tuple(range(low, high + 1))

@@ -1,0 +1,296 @@
+"""The frozen prefix: what the blocks below those that train make of the text, kept on disk instead of recomputed.
+
+A frozen block gives the same hidden states every time, so a stage may read them from a file; for the next stage the
+file is rolled forward through the blocks that have been frozen since, and a step costs the same at any depth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from treering import backbone
+from treering.errors import TreeringError
+from treering.growth.blocks import only
+from treering.output import explain_full_disk
+
+Precision = Literal["float32", "bfloat16", "int8"]
+Prefix = Precision | Literal["auto", "recompute"]
+BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
+TOKENS_AT_ONCE = 8192
+CHECKSUM = 4
+
+
+def row_bytes(precision: Precision, positions: int, width: int) -> int:
+    """Bytes of one block's hidden states on disk; in int8 every position has a float32 scale of its own."""
+    return positions * (width * BYTES[precision] + (4 if precision == "int8" else 0))
+
+
+def pack_row(hidden: Tensor, precision: Precision) -> bytes:
+    """Hidden states [position, width] as bytes."""
+    if precision == "float32":
+        return hidden.float().numpy().tobytes()
+    if precision == "bfloat16":
+        return hidden.bfloat16().view(torch.int16).numpy().tobytes()
+    scale = hidden.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    return scale.numpy().tobytes() + (hidden.float() / scale).round().to(torch.int8).numpy().tobytes()
+
+
+def unpack_row(content: bytes, precision: Precision, positions: int) -> Tensor:
+    """The inverse of `pack_row`, to the precision's rounding: float32 [position, width]."""
+    buffer = bytearray(content)
+    if precision == "float32":
+        return torch.frombuffer(buffer, dtype=torch.float32).view(positions, -1)
+    if precision == "bfloat16":
+        return torch.frombuffer(buffer, dtype=torch.bfloat16).float().view(positions, -1)
+    scale = torch.frombuffer(buffer, dtype=torch.float32, count=positions)
+    values = torch.frombuffer(buffer, dtype=torch.int8, offset=4 * positions).view(positions, -1)
+    return values * scale[:, None]
+
+
+class HiddenStates:
+    """A file of hidden states, one row for each packed block, every row with a checksum.
+
+    Rows are read by position, not mapped into memory: a mapped file that is cut short kills the process that reads it.
+    The operating system keeps what was read in memory either way.
+    """
+
+    def __init__(self, path: Path, rows: int, positions: int, width: int, precision: Precision) -> None:
+        self.path, self.rows, self.positions, self.precision = path, rows, positions, precision
+        self.row_bytes = row_bytes(precision, positions, width)
+        self._file = os.open(path, os.O_RDWR if path.suffix == ".partial" else os.O_RDONLY)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):
+            os.close(self._file)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file: rows, then their checksums."""
+        return self.rows * (self.row_bytes + CHECKSUM)
+
+    def __getitem__(self, row: int) -> Tensor:
+        """Hidden states [position, width] in float32.
+
+        Raises:
+            TreeringError: the row is not what was written; the file has been put away, and will be made again.
+        """
+        content = self._intact(row)
+        if content is None:
+            self.path.unlink(missing_ok=True)
+            raise TreeringError(
+                f"The prefix cache {self.path} is damaged or was cut short (block {row}). It was removed, and nothing "
+                "else is lost: run the same command again to go on from the last checkpoint with a new cache."
+            )
+        return unpack_row(content, self.precision, self.positions)
+
+    def has(self, row: int) -> bool:
+        """Whether the row has been written, whole."""
+        return self._intact(row) is not None
+
+    def write(self, row: int, hidden: Tensor) -> None:
+        """Put hidden states [position, width] in their row; the checksum comes last."""
+        content = pack_row(hidden, self.precision)
+        os.pwrite(self._file, content, row * self.row_bytes)
+        os.pwrite(self._file, zlib.crc32(content).to_bytes(CHECKSUM, "little"), self._checksum_at(row))
+
+    def reserve(self) -> None:
+        """Take the file's whole size on the disk, so that a full one is known before the work and not in its middle."""
+        take = getattr(os, "posix_fallocate", None)  # not on macOS
+        if take:
+            take(self._file, 0, self.size)
+        else:
+            os.ftruncate(self._file, self.size)
+
+    def sync(self) -> None:
+        """Ask the operating system to write everything out."""
+        os.fsync(self._file)
+
+    def _intact(self, row: int) -> bytes | None:
+        content = os.pread(self._file, self.row_bytes, row * self.row_bytes)
+        checksum = os.pread(self._file, CHECKSUM, self._checksum_at(row))
+        return content if checksum == zlib.crc32(content).to_bytes(CHECKSUM, "little") else None
+
+    def _checksum_at(self, row: int) -> int:
+        return self.rows * self.row_bytes + CHECKSUM * row
+
+
+class HiddenBlocks(torch.utils.data.Dataset):
+    """Packed blocks with their hidden states, for a Trainer (see ``treering.training.loss.collate``).
+
+    Args:
+        blocks: column ``input_ids``.
+        hidden: of the same rows.
+        rows: which of them, in what order.
+    """
+
+    def __init__(self, blocks: Dataset, hidden: HiddenStates, rows: Sequence[int]) -> None:
+        self.blocks, self.hidden, self.rows = blocks, hidden, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = int(self.rows[index])
+        return {"input_ids": self.blocks[row]["input_ids"], "hidden": self.hidden[row]}
+
+
+class PrefixCache:
+    """Files of hidden states of the same packed blocks at different depths.
+
+    A file's name is a hash of everything that its content follows from: the tokens, the embedding, the blocks below,
+    how they compute, the precision. So what a file holds can never be stale, and another run may share the directory.
+
+    Args:
+        blocks: column ``input_ids``, the same number in each row.
+        identity: of the tokens, a hash.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], blocks: Dataset, identity: str, precision: Precision) -> None:
+        self.directory, self.blocks, self.precision = Path(directory), blocks, precision
+        self.rows, self.positions = len(blocks), len(blocks[0]["input_ids"])
+        self._identity = identity
+
+    def path(self, model: PreTrainedModel, below: int) -> Path:
+        """Where the hidden states after the lowest ``below`` blocks of ``model`` stand, or would stand."""
+        claim = [self._identity, self.rows, self.positions, self.precision, below, _computation(model, below)]
+        return self.directory / f"{hashlib.sha256(json.dumps(claim).encode()).hexdigest()[:32]}.hidden"
+
+    def states(self, model: PreTrainedModel, below: int, console: Console | None = None) -> HiddenStates:
+        """The hidden states after the lowest ``below`` blocks, from their file, which is made if it is not there.
+
+        It is rolled forward from the deepest file below that is there, else from the tokens. Interrupted, it is gone
+        on with where it stopped. Of several processes each makes its part.
+
+        Raises:
+            TreeringError: no space is left, or a file that it is made from is damaged.
+        """
+        path = self.path(model, below)
+        if not path.exists():
+            with explain_full_disk(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._make(model, below, path, console or Console(quiet=True))
+        return self._open(path, model)
+
+    def keep_only(self, model: PreTrainedModel, depths: Iterable[int]) -> None:
+        """Remove all files but those after so many blocks of ``model``."""
+        kept = {self.path(model, below) for below in depths}
+        for path in [*self.directory.glob("*.hidden"), *self.directory.glob("*.hidden.partial")]:
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def _open(self, path: Path, model: PreTrainedModel) -> HiddenStates:
+        return HiddenStates(path, self.rows, self.positions, model.config.hidden_size, self.precision)
+
+    def _make(self, model: PreTrainedModel, below: int, path: Path, console: Console) -> None:
+        processes, partial = PartialState(), path.with_name(path.name + ".partial")
+        lower = next((low for low in range(below - 1, 0, -1) if self.path(model, low).exists()), 0)
+        source = self._open(self.path(model, lower), model) if lower else None
+        if processes.is_main_process:
+            self._reserve(partial, model)
+        processes.wait_for_everyone()
+        target = self._open(partial, model)
+        step = max(1, TOKENS_AT_ONCE // self.positions)
+        batches = [range(low, min(low + step, target.rows)) for low in range(0, target.rows, step)]
+        columns = BarColumn(), TextColumn(f"hidden states after block {below}"), TimeRemainingColumn()
+        device = next(model.parameters()).device
+        with only(model, lower, below), Progress(*columns, console=console, transient=True) as progress:
+            nn.Module.to(model, processes.device)  # only the part that is there now
+            for rows in progress.track(batches[processes.process_index :: processes.num_processes]):
+                if not all(target.has(row) for row in rows):
+                    for row, hidden in zip(rows, self._forward(model, rows, source), strict=True):
+                        target.write(row, hidden)
+            nn.Module.to(model, device)
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            target.sync()
+            partial.rename(path)
+        processes.wait_for_everyone()
+
+    def _reserve(self, partial: Path, model: PreTrainedModel) -> None:
+        if partial.exists():
+            return
+        partial.touch()
+        try:
+            self._open(partial, model).reserve()
+        except BaseException:
+            partial.unlink()
+            raise
+
+    @torch.no_grad()
+    def _forward(self, model: PreTrainedModel, rows: range, source: HiddenStates | None) -> Tensor:
+        sample = next(model.parameters())
+        if source is None:
+            ids = self.blocks[rows.start : rows.stop]["input_ids"]
+            inputs = {"input_ids": torch.as_tensor(ids, dtype=torch.long, device=sample.device)}
+        else:
+            hidden = torch.stack([source[row] for row in rows])
+            inputs = {"inputs_embeds": hidden.to(device=sample.device, dtype=sample.dtype)}
+        training = model.training
+        states = model.eval().base_model(use_cache=False, **inputs).last_hidden_state
+        model.train(training)
+        return states.cpu()
+
+
+def _computation(model: PreTrainedModel, below: int) -> list[Any]:
+    """What the hidden states after ``below`` blocks follow from, beside the tokens."""
+    volatile = ("num_hidden_layers", "_name_or_path", "transformers_version", "treering", "architectures")
+    config = {name: value for name, value in model.config.to_dict().items() if name not in volatile}
+    if config.get("layer_types"):
+        config["layer_types"] = config["layer_types"][:below]
+    lower = [backbone.embedding(model), *list(backbone.blocks(model))[:below]]
+    return [json.dumps(config, sort_keys=True, default=str), *(_digest(module) for module in lower)]
+
+
+def _digest(module: nn.Module) -> str:
+    content = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        content.update(name.encode())
+        content.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+def choose_precision(
+    asked: Prefix, saved: float, spent: float, numbers: int, directory: Path
+) -> tuple[Precision | None, str]:
+    """Whether and how to cache, and why, in words.
+
+    Args:
+        saved: FLOPs of recomputing the prefix in every step of all stages that have one.
+        spent: FLOPs of making the cache and rolling it forward instead.
+        numbers: that the cache holds.
+        directory: where it would lie.
+    """
+    if asked == "recompute":
+        return None, "recomputed in every step, as asked"
+    if asked != "auto":
+        return asked, f"cached in {asked}, as asked"
+    if saved <= spent:
+        return None, f"recomputed in every step: that takes {saved:.2g} FLOPs, making a cache of it {spent:.2g}"
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    # Two files at most: the one that a stage reads, and the one that it was rolled forward from.
+    needed, free = 2 * BYTES["bfloat16"] * numbers, shutil.disk_usage(existing).free
+    if needed > 0.8 * free:
+        return (
+            None,
+            f"recomputed in every step: a cache needs {needed >> 20:,} MiB of disk, and {free >> 20:,} are free",
+        )
+    return "bfloat16", (
+        f"cached in bfloat16 (up to {needed >> 20:,} MiB of disk), which takes {spent / saved:.0%} of the "
+        f"{saved:.2g} FLOPs of recomputing it"
+    )

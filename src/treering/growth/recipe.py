@@ -1,0 +1,168 @@
+"""Growth recipes: what ``treering grow`` reads, and the ready plans by name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+
+from treering import corpus as corpora
+from treering import substrate as substrates
+from treering.backbone import dock, gpt_neox
+from treering.composition import load_model
+from treering.growth import plans
+from treering.growth.growing import GrowthResult, grow
+from treering.growth.plan import Plan
+from treering.growth.prefix import Prefix
+from treering.recipe import Schema
+from treering.tokenizer import load as load_tokenizer
+from treering.training import Backbone, Training
+from treering.training.expert import stand_on
+
+
+class Way(Schema):
+    """A ready way of growing, to a depth of one's own; see ``treering.growth.plans``."""
+
+    way: Literal["monolithic", "stacked", "sliding", "revolving"]
+    depth: PositiveInt
+    width: PositiveInt = Field(2, description="blocks that train at once (not of monolithic)")
+    slide: PositiveInt = Field(1, description="of sliding: blocks that the window moves up by")
+    base: float = Field(0.5, gt=0, lt=1, description="of revolving: share of the tokens for the lowest window")
+    rounds: PositiveInt = Field(1, description="of revolving: how often the window goes through the stack")
+    budget: PositiveInt | None = None
+
+    def plan(self) -> Plan:
+        """The stages of it."""
+        made = {
+            "monolithic": lambda: plans.monolithic(self.depth),
+            "stacked": lambda: plans.stacked(self.depth, self.width),
+            "sliding": lambda: plans.sliding(self.depth, self.width, self.slide),
+            "revolving": lambda: plans.revolving(self.depth, self.width, self.base, self.rounds),
+        }[self.way]()
+        return made.model_copy(update={"budget": self.budget})
+
+
+PLANS: dict[str, Way] = {
+    "paper-6": Way(way="stacked", depth=6, width=1),
+    "paper-9": Way(way="stacked", depth=9, width=3),
+    "paper-16": Way(way="stacked", depth=16, width=1),
+    "sliding-6": Way(way="sliding", depth=6, width=2, slide=1),
+    "revolving-6": Way(way="revolving", depth=6, width=2),
+    "revolving-12": Way(way="revolving", depth=12, width=2),
+    "shallow-2": Way(way="monolithic", depth=2),
+    "monolithic-6": Way(way="monolithic", depth=6),
+}
+"""By name: the paper's (one block at a time to six, and to sixteen; three at a time to nine), ours, and baselines."""
+
+
+class GrowthRecipe(Schema):
+    """What ``treering grow`` reads: a fresh model on a substrate, or an existing model, and how it grows."""
+
+    substrate: str | None = Field(None, description="directory of the substrate of a fresh model, with its tokenizer")
+    model: str | None = Field(None, description="or: directory or hub:NAME of a model that grows further")
+    data: str = Field(description="directory of the prepared corpus")
+    output: str = Field(description="directory of the grown model")
+    backbone: Backbone = Field(Backbone(), description="of a fresh model; its depth is the plan's")
+    plan: str | Way | Plan
+    training: Training = Training(epochs=1)
+    prefix: Prefix = "auto"
+    prefix_directory: str | None = None
+
+    @field_validator("plan", mode="before")
+    @classmethod
+    def _known(cls, value: Any, info: ValidationInfo) -> Any:
+        """A ready plan's name to the plan; a mapping to the kind that it is, so that its faults are named as such."""
+        if isinstance(value, str):
+            if value not in PLANS:
+                raise ValueError(
+                    f"there is no plan {value!r}; there are {', '.join(PLANS)}, or write stages of your own"
+                )
+            return PLANS[value]
+        if isinstance(value, dict):
+            return (Way if "way" in value else Plan).model_validate(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> GrowthRecipe:
+        if (self.substrate is None) == (self.model is None):
+            raise ValueError("give either substrate, for a fresh model, or model, for one that grows further")
+        if self.backbone.layers is not None:
+            raise ValueError("backbone.layers is not a recipe's to say here: the plan's stages add the blocks")
+        return self
+
+    def stages(self) -> Plan:
+        """The plan with its stages."""
+        assert not isinstance(self.plan, str)
+        return self.plan.plan() if isinstance(self.plan, Way) else self.plan
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a recipe begins with."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    corpus: corpora.Corpus
+    origin: dict[str, Any]
+
+
+def seedling(
+    substrate: substrates.Substrate, tokenizer: PreTrainedTokenizerFast, backbone: Backbone
+) -> PreTrainedModel:
+    """A model of no block at all, docked on a substrate: embedding, final norm and head, from torch's random state.
+
+    Raises:
+        TreeringError: the backbone's width is not the substrate's (see ``treering.backbone.dock``).
+    """
+    config = gpt_neox(replace(stand_on(substrate, backbone.shape()), layers=0))
+    return dock(config, substrate, tokenizer)
+
+
+def begin(recipe: GrowthRecipe) -> Beginning:
+    """Load what the recipe names, or make the fresh model.
+
+    Raises:
+        TreeringError: something is not there, is damaged, or does not fit.
+    """
+    corpus = corpora.Corpus.load(recipe.data)
+    tokenizer = load_tokenizer(recipe.substrate or recipe.model or "")
+    origin: dict[str, Any] = {
+        "corpus": corpus.fingerprint,
+        "sources": [source.name for source in corpus.manifest.sources],
+        "data": corpus.manifest.model_dump(mode="json"),
+    }
+    if recipe.substrate:
+        substrate = substrates.load(recipe.substrate)
+        set_seed(recipe.training.seed)
+        model = seedling(substrate, tokenizer, recipe.backbone)
+        origin["substrate"] = substrate.fingerprint
+    else:
+        assert recipe.model
+        model = load_model(recipe.model)
+        origin["model"] = recipe.model
+    return Beginning(model, tokenizer, corpus, origin | {"backbone": model.config.to_dict()})
+
+
+def grow_recipe(recipe: GrowthRecipe, console: Console | None = None) -> GrowthResult:
+    """Run a growth recipe; see ``treering.growth.grow``.
+
+    Raises:
+        TreeringError: see `begin` and ``treering.growth.grow``.
+    """
+    found = begin(recipe)
+    return grow(
+        found.model,
+        found.tokenizer,
+        found.corpus,
+        os.fspath(recipe.output),
+        recipe.stages(),
+        recipe.training,
+        recipe.prefix,
+        recipe.prefix_directory,
+        found.origin,
+        console,
+    )

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from treering import backbone
+from treering.growth import deepen
+from treering.growth.blocks import only
+
+IDS = torch.arange(2 * 24).view(2, 24) * 7 % 700
+
+
+@pytest.fixture(params=["gpt_neox", "llama", "qwen3"])
+def model(request, expert, foreign):
+    return expert(0, 2) if request.param == "gpt_neox" else foreign(request.param)
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(IDS).logits
+
+
+@pytest.mark.parametrize("new", [(3,), (3, 4), (1,), (2, 4)])
+def test_zero_blocks_change_nothing_wherever_they_stand(model, new):
+    kinds = getattr(model.config, "layer_types", None)
+    before, old = logits(model), list(backbone.blocks(model))
+    deepen(model, new, "zero")
+    assert model.config.num_hidden_layers == len(backbone.blocks(model)) == 2 + len(new)
+    kept = [block for number, block in enumerate(backbone.blocks(model), 1) if number not in new]
+    assert all(a is b for a, b in zip(kept, old, strict=True))
+    if kinds and max(new) == len(new) + 2 and len(new) == 1:  # a sliding block on top stays what it is
+        assert model.config.layer_types == [*kinds, kinds[-1]]
+        torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
+    elif not kinds:
+        torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
+
+
+def test_a_deeper_model_is_what_transformers_loads(model, tmp_path):
+    deepen(model, (2, 4), "random")
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert len(backbone.blocks(loaded)) == 4
+    assert logits(loaded).equal(logits(model))
+
+
+def test_cached_decoding_knows_the_new_blocks(model):
+    deepen(model, (1, 4), "random")
+    model.generation_config.pad_token_id = 0
+    out = model.generate(IDS[:1, :5], max_new_tokens=12, do_sample=False)
+    again = model.generate(IDS[:1, :5], max_new_tokens=12, do_sample=False, use_cache=False)
+    assert out.equal(again)
+
+
+def test_a_copy_is_of_the_block_below(model):
+    deepen(model, (1, 4), "copy")
+    stack = backbone.blocks(model)
+    for new, source in ((0, 1), (3, 2)):
+        pairs = zip(stack[new].parameters(), stack[source].parameters(), strict=True)
+        assert all(p.equal(q) and p is not q for p, q in pairs)
+
+
+def test_random_blocks_are_initialised_as_the_family_does_and_scaled(expert):
+    model = expert(0, 2)
+    torch.manual_seed(5)
+    deepen(model, (3,), "random", residual_init=True)
+    block = backbone.blocks(model)[2]
+    wide, out = block.mlp.dense_h_to_4h.weight, block.mlp.dense_4h_to_h.weight
+    assert wide.std().item() == pytest.approx(model.config.initializer_range, rel=0.05)
+    assert out.std().item() == pytest.approx(model.config.initializer_range / 6**0.5, rel=0.05)
+    assert block.mlp.dense_h_to_4h.bias.eq(0).all()
+
+
+def test_new_blocks_take_the_models_precision(foreign):
+    model = foreign().bfloat16()
+    deepen(model, (3,))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@torch.no_grad()
+def test_a_part_of_a_model_computes_its_part_and_is_put_back(model):
+    reference = model(IDS, output_hidden_states=True)
+    names = list(model.state_dict())
+    with only(model, 0, 1):
+        lower = model.base_model(IDS, use_cache=False).last_hidden_state
+    torch.testing.assert_close(lower, reference.hidden_states[1], rtol=0, atol=0)
+    with only(model, 1):
+        assert not any("embed" in name or ".layers.0." in name for name in model.state_dict())
+        assert set(model.state_dict()) < set(names)
+        upper = model(inputs_embeds=lower, use_cache=False).logits
+    torch.testing.assert_close(upper, reference.logits, rtol=1e-5, atol=1e-5)
+    assert list(model.state_dict()) == names
+    assert logits(model).equal(reference.logits)

@@ -1,0 +1,140 @@
+"""``treering grow`` as people type it: real text, two commands, and everything that can be wrong with a recipe."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from treering import tokenizer as tokenizers
+from treering.cli import main
+from treering.cli.main import app
+from treering.growth import recipe as recipes
+
+TRAINING = {"tokens": 2048, "batch_tokens": 256, "evaluations": 1}
+
+
+@pytest.fixture
+def folder(substrate, tokenizer, corpus, foreign, tmp_path):
+    """A directory with a substrate, a corpus, an existing model, and ``write(**fields)`` that makes a recipe."""
+    (tmp_path / "substrate").mkdir()
+    substrate.save(tmp_path / "substrate", tokenizer)
+    (tmp_path / "corpus").symlink_to(Path(corpus.train.cache_files[0]["filename"]).parent)
+    foreign().save_pretrained(tmp_path / "llama")
+    tokenizers.save(tokenizer, tmp_path / "llama")
+    return tmp_path
+
+
+def write(folder, **fields):
+    recipe = {
+        "substrate": str(folder / "substrate"),
+        "data": str(folder / "corpus"),
+        "output": str(folder / "out"),
+        "backbone": {"preset": "tiny"},
+        "plan": {"way": "stacked", "depth": 3, "width": 1},
+        "training": TRAINING,
+    } | fields
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({name: value for name, value in recipe.items() if value is not None}))
+    return str(path)
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, ["grow", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(monkeypatch, capsys, *arguments):
+    """What the command says on standard error when it ends with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["treering", "grow", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_dry_run_shows_the_stages_and_makes_nothing(folder):
+    shown = run(write(folder), "--dry-run").stdout
+    rows = [re.split(r"\s{2,}", line.strip()) for line in shown.splitlines()[1:]]
+    assert [row[:6] for row in rows[:3]] == [
+        ["1", "1", "1", "1", "random", "768"],
+        ["2", "2", "2", "2", "random", "512"],
+        ["3", "3", "3", "3", "random", "768"],
+    ]
+    assert not list(folder.glob("out*"))
+
+
+def test_a_fresh_model_grows(folder):
+    shown = run(write(folder)).stderr
+    assert "stage 3 of 3: 3 blocks, new 3 (random), training 3" in shown
+    assert re.search(r"out: 3 blocks, 2,048 tokens in .* bits/byte", shown.replace("\n", ""))
+    assert AutoModelForCausalLM.from_pretrained(folder / "out").config.num_hidden_layers == 3
+
+
+def test_an_existing_model_grows(folder):
+    plan = {"stages": [{"new": "3-4", "share": 1.0}]}
+    run(write(folder, substrate=None, model=str(folder / "llama"), backbone=None, plan=plan))
+    grown = AutoModelForCausalLM.from_pretrained(folder / "out")
+    assert (grown.config.model_type, grown.config.num_hidden_layers) == ("llama", 4)
+    tokenizers.load(folder / "out")
+
+
+@pytest.mark.parametrize("name", recipes.PLANS)
+def test_ready_plans_by_name(folder, name):
+    shown = run(write(folder, training=TRAINING | {"tokens": 100_000}), "--plan", name, "--dry-run").stdout
+    assert f"{recipes.PLANS[name].depth}" in shown.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"plan": "paper-7"}, r"recipe.yaml:\d+: plan: .*no plan 'paper-7'; there are paper-6"),
+        ({"plan": {"way": "stack", "depth": 3}}, r"plan.*way"),
+        ({"plan": {"stages": [{"new": "2-3", "share": 1}]}}, "skips blocks: the next would be 1-2"),
+        ({"plan": {"stages": [{"new": "1", "share": 1}, {"new": "1", "share": 1}]}}, "has some of them already"),
+        ({"plan": {"stages": [{"new": "1", "share": 1}], "budget": 1000}}, "more than the plan's budget of 1,000"),
+        ({"plan": {"stages": [{"new": "1", "share": 1, "lr": 2}]}}, "lr"),
+        ({"model": "llama"}, "give either substrate"),
+        ({"substrate": None}, "give either substrate"),
+        ({"backbone": {"preset": "tiny", "layers": 3}}, "the plan's stages add the blocks"),
+        ({"backbone": {"preset": "small"}}, "The substrate is 64 wide, the backbone 192"),
+        ({"prefix": "float16"}, "prefix"),
+        ({"data": "nowhere"}, "not a prepared corpus"),
+        (
+            {"plan": {"stages": [{"new": "1", "share": 0.5}, {"new": "2", "share": 0.5, "lora": {"targets": ["up"]}}]}},
+            "LoRA cannot update up: a block of gpt_neox has",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_message(folder, monkeypatch, capsys, fields, message):
+    said = refused(monkeypatch, capsys, write(folder, **fields))
+    assert re.search(message, said.replace("\n", " ")), said
+    assert not list(folder.glob("out*"))
+
+
+def test_a_checkpoint_of_another_depth_than_the_plan_continues(folder, monkeypatch, capsys):
+    plan = {"stages": [{"new": "5", "share": 1.0}]}
+    path = write(folder, substrate=None, model=str(folder / "llama"), backbone=None, plan=plan)
+    assert "adds blocks 5 to a stack of 2, which skips blocks" in refused(monkeypatch, capsys, path)
+
+
+def test_a_family_that_is_not_supported(folder, monkeypatch, capsys, tokenizer):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2)).save_pretrained(folder / "g")
+    tokenizers.save(tokenizer, folder / "g")
+    path = write(folder, substrate=None, model=str(folder / "g"), backbone=None)
+    assert "family 'gpt2' are not supported" in refused(monkeypatch, capsys, path)
+
+
+def test_an_output_that_is_there_is_left_alone(folder, monkeypatch, capsys):
+    (folder / "out").mkdir()
+    (folder / "out" / "mine").write_text("x")
+    assert "already exists with other content" in refused(monkeypatch, capsys, write(folder))
+    assert [path.name for path in (folder / "out").iterdir()] == ["mine"]

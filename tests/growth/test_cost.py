@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from treering.backbone import PRESETS, count_parameters, gpt_neox, preset
+from treering.errors import TreeringError
+from treering.growth import PLANS, Lora, Plan, Stage, monolithic, stacked
+from treering.growth.cost import cache_flops, count, require_budget, shape_of
+from treering.growth.growing import _set_trainable
+from treering.growth.plan import steps
+
+
+def counted(plan, config, tokens=10, **options):
+    placed = steps(plan)
+    return count(placed, [tokens] * len(placed), shape_of(config, 64), **options)
+
+
+@pytest.mark.parametrize("targets", [None, ("query_key_value", "dense")])
+def test_parameters_are_those_of_the_real_model(targets):
+    shape = PRESETS["tiny"]
+    plan = Plan(
+        stages=(
+            Stage(new="1-2", tokens=1),
+            Stage(train="2", lora=Lora(rank=3, targets=targets), tokens=1),
+        )
+    )
+    for cost in counted(plan, gpt_neox(shape)):
+        model = AutoModelForCausalLM.from_config(gpt_neox(shape))
+        assert cost.total == sum(p.numel() for p in model.parameters())
+        _set_trainable(model, cost.step, table=False)
+        assert cost.active == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert cost.optimiser == cost.active * 8 / 2**20
+
+
+def test_parameters_of_llama(foreign):
+    model = foreign()
+    shape = shape_of(model.config, 64)
+    assert shape.embedding + 2 * shape.block + shape.norm + shape.head == sum(p.numel() for p in model.parameters())
+
+
+def test_the_papers_study_trains_what_the_paper_says():
+    costs = counted(PLANS["paper-9"].plan(), gpt_neox(preset("study-glyph")))
+    assert [cost.active for cost in costs] == [count_parameters(preset("study-grown")).active] * 3
+    assert costs[-1].total == count_parameters(preset("study-glyph")).total
+
+
+def test_flops_by_hand():
+    config = gpt_neox(PRESETS["tiny"])
+    d, vocabulary, positions = 64, 1024, 64
+    block, head = 2 * 12 * d * d + 2 * positions * d, 2 * vocabulary * d
+    (whole,) = counted(monolithic(2), config)
+    assert whole.flops == 10 * 3 * (2 * block + head)
+    first, second = counted(stacked(2, 1), config)
+    assert first.flops == 10 * 3 * (block + head)
+    assert second.flops == 10 * (3 * (block + head) + block)  # the frozen block: forward alone
+    assert (first.prefix_flops, second.prefix_flops) == (0, 10 * block)
+
+
+def test_what_a_cache_costs_follows_what_is_still_valid():
+    shape = shape_of(gpt_neox(PRESETS["tiny"]), 64)
+
+    def blocks(*stages):
+        plan = Plan(stages=tuple(Stage(tokens=1, **stage) for stage in stages))
+        return cache_flops(count(steps(plan), [1] * len(stages), shape), 1, shape) / shape.block_flops
+
+    up = [{"new": "1"}, {"new": "2"}, {"new": "3"}]
+    assert blocks(*up) == 2  # one block each time
+    assert blocks(*up, {"train": "3"}) == 2
+    assert blocks(*up, {"train": "2"}) == 2  # that of block 1 is still there …
+    assert blocks(*up, {"train": "2"}, {"train": "3"}) == 3  # … and that of block 2 stale
+    assert blocks(*up, {"train": "1"}, {"train": "3"}) == 4
+
+
+def test_a_budget_is_never_exceeded():
+    config = gpt_neox(PRESETS["tiny"])
+    (cost,) = counted(monolithic(1), config)
+    plan = monolithic(1).model_copy(update={"budget": cost.active})
+    require_budget(plan, [cost])
+    with pytest.raises(
+        TreeringError, match=rf"Stage 1 trains {cost.active:,} parameters \(block 1, final norm, head\)"
+    ):
+        require_budget(plan.model_copy(update={"budget": cost.active - 1}), [cost])

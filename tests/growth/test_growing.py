@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from itertools import islice, pairwise
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, set_seed
+
+from treering import backbone
+from treering.errors import Interrupted, TreeringError
+from treering.growth import Lora, Plan, Stage, deepen, grow, monolithic, reading_order, revolving, stacked, survey
+from treering.growth.prefix import PrefixCache
+from treering.training import Training
+from treering.training.checkpoints import AtomicTrainer
+
+
+@pytest.fixture
+def settings():
+    """Twelve steps of 256 tokens, a checkpoint every second."""
+    return Training(tokens=3072, batch_tokens=256, micro_batch_tokens=128, evaluations=2, checkpoint_steps=2)
+
+
+def tensors(directory):
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def losses(directory):
+    return [e["loss"] for e in json.loads((directory / "history.json").read_text()) if "loss" in e]
+
+
+def test_every_stage_leaves_a_plain_model_and_what_was_frozen_as_it_was(growing, fresh, settings, substrate, tmp_path):
+    model = fresh()
+    result = growing(model, tmp_path / "out", stacked(3), settings)
+    assert [(s.number, s.depth, s.new, s.tokens) for s in result.stages] == [
+        (1, 1, "1", 1024),
+        (2, 2, "2", 1024),
+        (3, 3, "3", 1024),
+    ]
+    assert not (tmp_path / "out.unfinished").exists()
+    stages = [tensors(tmp_path / "out" / "stages" / str(number)) for number in (1, 2, 3)]
+    for earlier, later in pairwise(stages):
+        kept = [name for name in earlier if ".layers." in name or "embed_in" in name]
+        assert all(earlier[name].equal(later[name]) for name in kept)
+        assert not earlier["embed_out.weight"].equal(later["embed_out.weight"])
+    assert stages[2]["gpt_neox.embed_in.weight"].equal(substrate.matrix)
+    ids = torch.arange(20)[None]
+    for number in (1, 2, 3):
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "stages" / str(number)).eval()
+        assert type(loaded) is GPTNeoXForCausalLM and loaded.config.num_hidden_layers == number
+        assert loaded.config.treering["fingerprint"] == substrate.fingerprint
+    final = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        assert final(ids).logits.equal(model.eval()(ids).logits)
+    history = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert [e["tokens"] for e in history if "loss" in e] == [256 * step for step in range(1, 13)]
+    assert [e["stage"] for e in history if "loss" in e] == [1] * 4 + [2] * 4 + [3] * 4
+    record = json.loads((tmp_path / "out" / "growth.json").read_text())
+    assert [stage["validation_bits_per_byte"] for stage in record["stages"]] == [
+        stage.validation_bits_per_byte for stage in result.stages
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["recompute", "float32"])
+def test_stopped_and_resumed_is_the_same_to_the_bit(growing, fresh, settings, tmp_path, monkeypatch, prefix):
+    plan = Plan(
+        stages=(
+            Stage(new="1", start="random", share=1 / 3),
+            Stage(new="2", share=1 / 3, keep_moments=True),
+            Stage(new="3", train="2-3", start="copy", share=1 / 3, keep_moments=True),
+        )
+    )
+    growing(fresh(), tmp_path / "whole", plan, settings, prefix=prefix)
+    seen = []
+
+    def interrupt(trainer, *args, **kwargs):
+        seen.append(1)
+        if len(seen) in (3, 18):  # passes, two a step: in the first stage, then in the third
+            os.kill(os.getpid(), signal.SIGINT)
+        return AtomicTrainer.__base__.training_step(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicTrainer, "training_step", interrupt)
+        for stopped in ("Stopped at step 2 of 4", "Stopped at step 1 of 4"):
+            with pytest.raises(Interrupted, match=stopped):
+                growing(fresh(), tmp_path / "parts", plan, settings, prefix=prefix)
+    assert [path.name for path in sorted((tmp_path / "parts.unfinished" / "stages").glob("?"))] == ["1", "2"]
+    growing(fresh(), tmp_path / "parts", plan, settings, prefix=prefix)
+    for place in ("", "stages/1", "stages/2"):
+        ours, theirs = (tmp_path / name / place / "model.safetensors" for name in ("parts", "whole"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_a_cached_prefix_trains_as_a_recomputed_one(growing, settings, tmp_path, fresh):
+    results = {}
+    for prefix in ("recompute", "float32", "bfloat16"):
+        growing(fresh(), tmp_path / prefix, stacked(3), settings, prefix=prefix)
+        results[prefix] = losses(tmp_path / prefix)
+    assert results["float32"] == pytest.approx(results["recompute"], rel=1e-5)
+    assert results["bfloat16"] == pytest.approx(results["recompute"], rel=1e-3)
+    assert results["bfloat16"] != results["recompute"]
+
+
+def test_a_stage_is_a_plain_training_loop(growing, fresh, settings, tmp_path, corpus):
+    """Two stages against transformers' own forward, AdamW and a loop over the documented order."""
+    settings = settings.model_copy(update={"tokens": 2048, "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0})
+    growing(fresh(), tmp_path / "out", stacked(2), settings)
+    model, rows = fresh(), iter(reading_order(len(corpus.train), 0, 0, 32).tolist())
+    expected = []
+    for number in (1, 2):
+        set_seed(number)
+        deepen(model, (number,), "random")
+        trained = [*backbone.blocks(model)[number - 1].parameters(), *backbone.final_norm(model).parameters()]
+        trained.append(backbone.head(model).weight)
+        optimiser = torch.optim.AdamW(trained, 3e-3, betas=(0.9, 0.99), weight_decay=0)
+        for _ in range(4):
+            ids = torch.tensor(corpus.train.select(list(islice(rows, 4)))["input_ids"])
+            loss = model(ids, labels=ids).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimiser.step()
+            model.zero_grad()
+            expected.append(loss.item())
+    assert losses(tmp_path / "out") == pytest.approx(expected, rel=2e-4)
+
+
+def test_the_reading_order_goes_through_the_corpus_again_and_again():
+    order = reading_order(10, 3, 0, 25)
+    assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
+    assert order[:10].tolist() != order[10:20].tolist()
+    for start, count in ((0, 4), (7, 6), (10, 10), (19, 6)):
+        assert reading_order(10, 3, start, count).tolist() == order[start : start + count].tolist()
+
+
+def test_an_existing_model_grows_from_where_it_is(growing, foreign, settings, tmp_path):
+    model = foreign()
+    old = {name: p.clone() for name, p in model.state_dict().items()}
+    with torch.no_grad():
+        ids = torch.arange(40)[None] * 3 % 700
+        before = model(ids).logits
+    result = growing(model, tmp_path / "out", Plan(stages=(Stage(new="3-4", share=1.0),)), settings)
+    loaded = tensors(tmp_path / "out")
+    kept = [name for name in old if "layers." in name or "embed" in name]
+    assert len(kept) > 15 and all(loaded[name].equal(old[name]) for name in kept)
+    assert not loaded["model.norm.weight"].equal(old["model.norm.weight"])
+    again = foreign()
+    deepen(again, (3, 4), "zero")
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, before, rtol=0, atol=0)
+    first, last = result.history[0]["loss"], [e["loss"] for e in result.history if "loss" in e][-1]
+    assert last < first
+
+
+def test_a_tied_head_is_freed_and_the_embedding_stays(growing, foreign, settings, tmp_path):
+    model = foreign(tie_word_embeddings=True)
+    table = backbone.embedding(model).weight.clone()
+    growing(model, tmp_path / "out", Plan(stages=(Stage(new="3", share=1.0),)), settings)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.config.tie_word_embeddings is False
+    assert backbone.embedding(loaded).weight.equal(table)
+    assert not backbone.head(loaded).weight.equal(table)
+
+
+def test_low_windows_train_under_frozen_ones(growing, fresh, settings, tmp_path):
+    growing(fresh(), tmp_path / "out", revolving(4, 2, order=[1, 0]), settings)
+    jump, low = (tensors(tmp_path / "out" / "stages" / n) for n in ("2", "3"))
+    changed = {name.split(".")[2] for name in jump if ".layers." in name and not jump[name].equal(low[name])}
+    assert changed == {"0", "1"}
+
+
+def test_low_rank_updates_are_merged(growing, fresh, settings, tmp_path):
+    plan = Plan(
+        stages=(Stage(new="1-2", start="random", share=0.5), Stage(new="3", lora=Lora(rank=2), share=0.5)),
+    )
+    growing(fresh(), tmp_path / "out", plan, settings)
+    before, after = (tensors(tmp_path / "out" / "stages" / n) for n in ("1", "2"))
+    name = "gpt_neox.layers.0.mlp.dense_h_to_4h.weight"
+    update = after[name] - before[name]
+    assert torch.linalg.matrix_rank(update, rtol=1e-3) == 2
+    norm = "gpt_neox.layers.0.input_layernorm.weight"
+    assert after[norm].equal(before[norm])
+    assert not any("lora" in name for name in after)
+
+
+def test_moments_go_on_only_where_asked(growing, fresh, settings, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        AtomicTrainer,
+        "create_optimizer",
+        lambda self, create=AtomicTrainer.create_optimizer: given.append(self.moments) or create(self),
+    )
+    plan = Plan(
+        stages=(
+            Stage(new="1", start="random", share=0.25),
+            Stage(new="2", share=0.25),
+            Stage(new="1", insert=True, share=0.25, keep_moments=True),
+            Stage(train="3", share=0.25, keep_moments=True),
+        )
+    )
+    growing(fresh(), tmp_path / "out", plan, settings)
+    assert given[0] == given[1] == {}
+    layers = [{name.split(".")[2] for name in moments if ".layers." in name} for moments in given[2:]]
+    assert layers == [{"2"}, {"0", "2"}]  # block 2 moved up; what was trained without keeping is forgotten
+    assert all("lm_head.weight" in moments for moments in given[2:])
+    assert given[2]["lm_head.weight"]["step"] == 3
+
+
+def test_a_stage_ends_early_on_a_plateau(growing, fresh, settings, tmp_path):
+    settings = settings.model_copy(update={"evaluations": 6, "learning_rate": 1e-9})
+    plan = Plan(
+        stages=(Stage(new="1", start="random", share=0.5, patience=1), Stage(new="2", start="random", share=0.5))
+    )
+    result = growing(fresh(), tmp_path / "out", plan, settings.model_copy(update={"tokens": 6144}))
+    assert result.stages[0].tokens < 3072
+    assert result.stages[1].tokens == 3072
+
+
+def test_all_plans_take_the_steps_of_one_run(fresh, corpus, settings):
+    for plan in (monolithic(3), stacked(7), revolving(6, 2, rounds=1)):
+        _, costs = survey(fresh(), corpus, plan, settings)
+        assert sum(cost.tokens for cost in costs) == 3072
+
+
+def test_too_few_tokens_for_a_stage(fresh, corpus, settings):
+    with pytest.raises(TreeringError, match="Stage 1 would take not one step of 256 tokens"):
+        survey(fresh(), corpus, stacked(40), settings)
+
+
+def test_another_recipes_unfinished_run_is_refused_and_kept(growing, fresh, settings, tmp_path):
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / "out.unfinished" / "growth.json").write_text("{}")
+    with pytest.raises(TreeringError, match="unfinished run of another recipe"):
+        growing(fresh(), tmp_path / "out", stacked(2), settings)
+    assert (tmp_path / "out.unfinished" / "growth.json").read_text() == "{}"
+
+
+def test_damage_in_the_middle_of_a_stage_loses_nothing(growing, fresh, settings, tmp_path, monkeypatch):
+    growing(fresh(), tmp_path / "whole", stacked(2), settings, prefix="float32")
+    seen = []
+
+    def damage(trainer, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == 2 * 6 + 9:  # the passes of six steps, then into the second stage
+            (path,) = (tmp_path / "parts.unfinished" / "prefix").glob("*.hidden")
+            os.truncate(path, 100)
+        return AtomicTrainer.__base__.training_step(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicTrainer, "training_step", damage)
+        with pytest.raises(TreeringError, match=r"prefix cache .* damaged"):
+            growing(fresh(), tmp_path / "parts", stacked(2), settings, prefix="float32")
+    made = []
+    monkeypatch.setattr(
+        PrefixCache, "_make", lambda self, *args, make=PrefixCache._make: made.append(1) or make(self, *args)
+    )
+    growing(fresh(), tmp_path / "parts", stacked(2), settings, prefix="float32")
+    assert made == [1]
+    assert (tmp_path / "parts" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_the_public_name():
+    import treering
+
+    assert treering.grow is grow

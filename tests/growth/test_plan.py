@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from treering.errors import TreeringError
+from treering.growth import PLANS, Lora, Plan, Stage, monolithic, revolving, sliding, stacked
+from treering.growth.plan import blocks_text, steps
+from treering.training import Training
+
+
+def plan(*stages, **fields):
+    return Plan(stages=tuple(stages), **fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"), [("3", (3,)), ("1-3", (1, 2, 3)), ("1-2, 5", (1, 2, 5)), (4, (4,)), ([2, 1], (2, 1)), ("", ())]
+)
+def test_blocks_are_read_as_people_write_them(text, blocks):
+    assert Stage(new=text, tokens=1).new == blocks
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "-3", "0", "1-b", True])
+def test_other_blocks_are_refused(text):
+    with pytest.raises(ValidationError):
+        Stage(new=text, tokens=1)
+
+
+@given(st.sets(st.integers(1, 60), min_size=1))
+def test_blocks_written_are_read_back(blocks):
+    assert Stage(new=blocks_text(blocks), tokens=1).new == tuple(sorted(blocks))
+
+
+def test_a_plan_survives_being_stored():
+    made = revolving(6, 2, rounds=2).model_copy(update={"budget": 5})
+    assert Plan.model_validate_json(made.model_dump_json()) == made
+
+
+def test_the_places_of_stages():
+    found = steps(
+        plan(
+            Stage(new="1-2", tokens=1),
+            Stage(new="3-4", tokens=1),
+            Stage(train="1", tokens=1),
+            Stage(new="1", insert=True, train="1,4", tokens=1),
+            Stage(lora=Lora(), tokens=1),
+            Stage(new="6", lora=Lora(), tokens=1),
+        )
+    )
+    assert [(step.depth, step.below) for step in found] == [(2, 0), (4, 2), (4, 0), (5, 0), (5, 0), (6, 0)]
+    assert steps(plan(Stage(new="5", tokens=1)), depth=4)[0].below == 4
+    assert steps(plan(Stage(new="5", train="4-5", tokens=1)), depth=4)[0].below == 3
+
+
+@pytest.mark.parametrize(
+    ("stage", "depth", "message"),
+    [
+        (Stage(new="4", tokens=1), 2, "skips blocks: the next would be 3"),
+        (Stage(new="2-3", tokens=1), 2, "has some of them already. The next would be 3-4"),
+        (Stage(new="3,3", tokens=1), 2, "names a block twice"),
+        (Stage(train="1,1", tokens=1), 2, "names a block twice"),
+        (Stage(train="3", tokens=1), 2, "trains block 3, and the stack has 2"),
+        (Stage(tokens=1), 2, "changes nothing"),
+        (Stage(tokens=1), 0, "no block to train"),
+        (Stage(train="1-2", lora=Lora(), tokens=1), 2, "no frozen one is left"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_stage(stage, depth, message):
+    with pytest.raises(TreeringError, match=f"Stage 1 .*{message}"):
+        steps(plan(stage), depth)
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(TreeringError) as caught:
+        steps(plan(Stage(new="2", tokens=1), Stage(train="9", tokens=1)))
+    assert str(caught.value).count("Stage") == 2
+
+
+def test_a_stage_has_one_length():
+    for fields in ({}, {"tokens": 5, "share": 0.5}):
+        with pytest.raises(ValidationError, match="either tokens or share"):
+            Stage(new="1", **fields)
+
+
+def test_a_stage_trains_as_the_run_does_unless_it_says_otherwise():
+    run = Training(epochs=3, learning_rate=2e-3, warmup=0.25)
+    assert Stage(new="1", tokens=9).training(run, 7) == run.model_copy(update={"tokens": 7, "epochs": None})
+    own = Stage(new="1", share=0.1, warmup=0.0, rate=(0.5, 0.125)).training(run, 7)
+    assert (own.learning_rate, own.final_rate, own.schedule, own.warmup) == (1e-3, 0.25, "linear", 0.0)
+
+
+WAYS = {
+    "stacked": lambda depth, width: stacked(depth, width),
+    "sliding": lambda depth, width: sliding(depth, width, max(1, width - 1)),
+    "revolving": lambda depth, width: revolving(depth, width, rounds=2),
+    "monolithic": lambda depth, width: monolithic(depth),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(depth=st.integers(2, 20), width=st.integers(1, 6))
+def test_ready_ways_reach_their_depth_on_all_the_tokens_with_few_blocks_at_once(way, depth, width):
+    width = min(width, depth)
+    made = WAYS[way](depth, width)
+    placed = steps(made)
+    assert placed[-1].depth == depth
+    assert sum(stage.share for stage in made.stages) == pytest.approx(1)
+    assert {block for stage in made.stages for block in stage.trained} >= set(range(1, depth + 1))
+    assert max(len(stage.trained) for stage in made.stages) == (depth if way == "monolithic" else width)
+
+
+def test_the_rate_of_a_revolving_plan_falls_once_to_its_end():
+    rates = [stage.rate for stage in revolving(6, 2, base=0.4, rounds=3, decay=0.3, final=0.1).stages]
+    assert rates[0] == (1.0, 1.0)
+    assert all(later[0] == earlier[1] for earlier, later in itertools.pairwise(rates))
+    assert rates[-1][1] == 0.1
+
+
+def test_the_papers_plans():
+    assert [stage.new for stage in PLANS["paper-9"].plan().stages] == [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    assert [stage.new for stage in PLANS["paper-6"].plan().stages] == [(n,) for n in range(1, 7)]
+    assert all(stage.start == "random" for stage in PLANS["paper-16"].plan().stages)
+    for way in PLANS.values():
+        steps(way.plan())
