@@ -67,8 +67,10 @@ def test_rolled_forward_is_as_from_the_tokens(cache, model, blocks, monkeypatch)
     torch.testing.assert_close(torch.stack([rolled[r] for r in range(5)]), reference(model, blocks, 2))
 
 
-def test_what_it_follows_from_names_it(cache, model):
+def test_what_it_follows_from_names_it(cache, model, tmp_path):
     path = cache().path(model, 2)
+    assert cache().path(model, 2) == path
+    model.save_pretrained(tmp_path / "saved")  # which changes the configuration
     assert cache().path(model, 2) == path
     others = {path, cache().path(model, 1), cache("bfloat16").path(model, 2), cache(identity="other").path(model, 2)}
     with torch.no_grad():

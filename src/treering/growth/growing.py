@@ -31,18 +31,17 @@ from treering.growth.plan import Plan, Step, blocks_text, steps
 from treering.growth.prefix import HiddenBlocks, Prefix, PrefixCache, choose_precision
 from treering.output import explain_full_disk, link_or_copy, require_new, staged_directory
 from treering.training import Training
+from treering.training.processes import processes
 from treering.training.run import (
     Moments,
     Text,
     blocks_per_step,
     digests,
     export,
-    is_first_process,
     optimise,
     require_fit,
     require_unchanged,
     validation_blocks,
-    wait_for_all,
 )
 
 MOMENTS = "moments.safetensors"
@@ -153,10 +152,10 @@ def grow(
         begun += results[-1].tokens // text.block_size
     _restore(model, place / "stages" / f"{len(placed)}")
     history = _history(place / "stages", results)
-    if is_first_process():
+    if processes().is_main_process:
         with explain_full_disk(output.parent):
             _finish(place, output, claim, results, history)
-    wait_for_all()
+    processes().wait_for_everyone()
     return GrowthResult(results, history)
 
 
@@ -248,14 +247,14 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[in
     if attached is not None:
         lora.merge(attached)
     model.requires_grad_(True)
-    if is_first_process():
+    if processes().is_main_process:
         with explain_full_disk(run.place):
             if any(later.stage.keep_moments for later in remaining[1:]):
                 _save_moments(moments | final, run.place)
             own = {"number": step.number, "depth": step.depth, "prefix_seconds": prefix_seconds}
             export(model, run.tokenizer, finished, settings, run.claim | {"stage": own}, result)
         shutil.rmtree(unfinished)
-    wait_for_all()
+    processes().wait_for_everyone()
 
 
 def _set_trainable(model: PreTrainedModel, step: Step, table: bool) -> nn.Module | None:
@@ -296,11 +295,11 @@ def _claim(place: Path, claim: Mapping[str, Any]) -> None:
             f"{place} holds an unfinished run of another recipe (see growth.json there). Finish it with that recipe, "
             "choose another output, or delete it."
         )
-    wait_for_all()
-    if is_first_process():
+    processes().wait_for_everyone()
+    if processes().is_main_process:
         (place / "stages").mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    wait_for_all()
+    processes().wait_for_everyone()
 
 
 def _identity(corpus: corpora.Corpus, validation: Dataset) -> str:

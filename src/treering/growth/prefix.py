@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,6 +27,7 @@ from treering import backbone
 from treering.errors import TreeringError
 from treering.growth.blocks import only
 from treering.output import explain_full_disk
+from treering.training.processes import processes
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Prefix = Precision | Literal["auto", "recompute"]
@@ -198,29 +198,29 @@ class PrefixCache:
         return HiddenStates(path, self.rows, self.positions, model.config.hidden_size, self.precision)
 
     def _make(self, model: PreTrainedModel, below: int, path: Path, console: Console) -> None:
-        processes, partial = PartialState(), path.with_name(path.name + ".partial")
+        group, partial = processes(), path.with_name(path.name + ".partial")
         lower = next((low for low in range(below - 1, 0, -1) if self.path(model, low).exists()), 0)
         source = self._open(self.path(model, lower), model) if lower else None
-        if processes.is_main_process:
+        if group.is_main_process:
             self._reserve(partial, model)
-        processes.wait_for_everyone()
+        group.wait_for_everyone()
         target = self._open(partial, model)
         step = max(1, TOKENS_AT_ONCE // self.positions)
         batches = [range(low, min(low + step, target.rows)) for low in range(0, target.rows, step)]
         columns = BarColumn(), TextColumn(f"hidden states after block {below}"), TimeRemainingColumn()
         device = next(model.parameters()).device
         with only(model, lower, below), Progress(*columns, console=console, transient=True) as progress:
-            nn.Module.to(model, processes.device)  # only the part that is there now
-            for rows in progress.track(batches[processes.process_index :: processes.num_processes]):
+            nn.Module.to(model, group.device)  # only the part that is there now
+            for rows in progress.track(batches[group.process_index :: group.num_processes]):
                 if not all(target.has(row) for row in rows):
                     for row, hidden in zip(rows, self._forward(model, rows, source), strict=True):
                         target.write(row, hidden)
             nn.Module.to(model, device)
-        processes.wait_for_everyone()
-        if processes.is_main_process:
+        group.wait_for_everyone()
+        if group.is_main_process:
             target.sync()
             partial.rename(path)
-        processes.wait_for_everyone()
+        group.wait_for_everyone()
 
     def _reserve(self, partial: Path, model: PreTrainedModel) -> None:
         if partial.exists():
@@ -249,7 +249,8 @@ class PrefixCache:
 
 def _computation(model: PreTrainedModel, below: int) -> list[Any]:
     """What the hidden states after ``below`` blocks follow from, beside the tokens."""
-    volatile = ("num_hidden_layers", "_name_or_path", "transformers_version", "treering", "architectures")
+    # What the depth changes, and what merely saving a model does: weights tell their own precision.
+    volatile = ("num_hidden_layers", "_name_or_path", "transformers_version", "treering", "architectures", "dtype")
     config = {name: value for name, value in model.config.to_dict().items() if name not in volatile}
     if config.get("layer_types"):
         config["layer_types"] = config["layer_types"][:below]
@@ -260,7 +261,7 @@ def _computation(model: PreTrainedModel, below: int) -> list[Any]:
 def _digest(module: nn.Module) -> str:
     content = hashlib.sha256()
     for name, parameter in module.named_parameters():
-        content.update(name.encode())
+        content.update(f"{name} {parameter.dtype}".encode())
         content.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return content.hexdigest()
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.loss import collate, fused_loss
+from treering.training.processes import on_cpu, processes
 from treering.training.progress import Display, EvaluateAtEnd, Interruption, Plateau, tensorboard
 from treering.training.settings import Training
 
@@ -94,11 +94,11 @@ def train(
     validation, bytes_per_token = validation_blocks(corpus, tokenizer)
     text = Text(corpus.train, validation, bytes_per_token, corpus.manifest.block_size)
     result, _ = optimise(model, text, unfinished, settings, origin, console)
-    if is_first_process():
+    if processes().is_main_process:
         with explain_full_disk(output.parent):
             export(model, tokenizer, output, settings, origin or {}, result)
         shutil.rmtree(unfinished)
-    wait_for_all()
+    processes().wait_for_everyone()
     return result
 
 
@@ -182,16 +182,6 @@ def require_unchanged(before: Mapping[str, str], model: nn.Module) -> None:
     """
     if changed := [name for name, digest in before.items() if _digest(model.get_parameter(name)) != digest]:
         raise AssertionError(f"frozen parameters changed in training: {changed}")
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that speaks and writes; a process alone is."""
-    return PartialState().is_main_process
-
-
-def wait_for_all() -> None:
-    """Let every process come to this point."""
-    PartialState().wait_for_everyone()
 
 
 def scale_residual_outputs(model: PreTrainedModel) -> None:
@@ -288,7 +278,7 @@ def _arguments(settings: Training, text: Text, unfinished: Path) -> TrainingArgu
         dataloader_drop_last=True,
         seed=settings.seed,
         ddp_find_unused_parameters=False,
-        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        use_cpu=on_cpu(),
     )
 
 
