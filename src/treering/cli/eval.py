@@ -94,3 +94,37 @@ def forgetting(
     out.print(as_table(measured.rows))
     out.print()
     out.print(as_change_table(measured.differences))
+
+
+@app.command()
+def abilities(
+    models: Annotated[list[str], typer.Argument(help="directories or NAME=DIR: models, or a grown one's stages/N")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="prepared corpus whose held-out documents are measured, each source apart")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="file to measure on, as NAME=FILE or FILE")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="documents per text")] = None,
+    json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
+) -> None:
+    """What small models can do: bits per byte, which paragraph comes next, a value stated before (chance 25%)."""
+    from rich import print_json
+
+    from treering.cli.console import progress, results
+    from treering.composition import load_model
+    from treering.errors import TreeringError
+    from treering.evaluation import Ability, as_abilities_table
+    from treering.evaluation import abilities as measure
+    from treering.tokenizer import load
+
+    texts = arguments.texts(text, data, limit)
+    if not texts:
+        raise TreeringError("Nothing to measure on: give --data DIR (held-out documents) or --text NAME=FILE.")
+    found: list[Ability] = []
+    for entry in models:
+        name, path = arguments.named(entry)
+        with progress().status(f"measuring {path} …"):
+            found += measure(name, load_model(path), load(path), texts)
+    if json:
+        print_json(data=found)
+    else:
+        results().print(as_abilities_table(found))

@@ -9,6 +9,7 @@ from treering.evaluation.bits import (
     paired_change,
     uniform_losses,
 )
+from treering.evaluation.choice import Ability, Question, abilities, as_abilities_table, choose, continuations, recalls
 from treering.evaluation.forgetting import (
     Difference,
     Forgetting,
@@ -21,18 +22,24 @@ from treering.evaluation.generation import generate, prompt_ids
 from treering.evaluation.table import Row, as_table, bits_per_byte, held_out_texts, row, uniform_bits_per_byte
 
 __all__ = [
+    "Ability",
     "Attribution",
     "Change",
     "Difference",
     "DocumentLosses",
     "Forgetting",
+    "Question",
     "Row",
     "Score",
+    "abilities",
+    "as_abilities_table",
     "as_change_table",
     "as_table",
     "bits_per_byte",
+    "choose",
     "code_switched",
     "composition_losses",
+    "continuations",
     "document_losses",
     "explain",
     "generate",
@@ -40,6 +47,7 @@ __all__ = [
     "measure_forgetting",
     "paired_change",
     "prompt_ids",
+    "recalls",
     "require_composition",
     "row",
     "uniform_bits_per_byte",

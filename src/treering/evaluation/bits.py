@@ -6,7 +6,7 @@ Bits per byte compares models across tokenizers: the information a model needs f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,13 +94,18 @@ def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
         TreeringError: there is no text, or only empty ones.
     """
 
+    return losses_by(own_surprise(model), model, tokenizer, texts, LOGITS_AT_ONCE)[0]
+
+
+def own_surprise(model: PreTrainedModel) -> Callable[[Tensor, Tensor], Tensor]:
+    """Nats [1, batch, position] of target IDs under the model's own distribution, as `losses_by` asks for them."""
+
     def surprise(inputs: Tensor, targets: Tensor) -> Tensor:
         return -log_likelihood(model(input_ids=inputs, use_cache=False).logits, targets)[None]
 
-    return losses_by(surprise, model, tokenizer, texts, LOGITS_AT_ONCE)[0]
+    return surprise
 
 
-@torch.no_grad()
 def losses_by(
     surprise: Callable[[Tensor, Tensor], Tensor],
     model: PreTrainedModel,
@@ -120,26 +125,37 @@ def losses_by(
     texts = [text for text in texts if text]
     if not texts:
         raise TreeringError("There is no text to measure on.")
-    ids = encode(tokenizer, texts)
-    context = model.config.max_position_embeddings
-    cut = sorted(windows(ids, separator(tokenizer), context), key=lambda w: len(w.tokens))
+    cut = windows(encode(tokenizer, texts), separator(tokenizer), model.config.max_position_embeddings)
+    nats = window_losses(surprise, model, cut, len(texts), logits_at_once)
+    sizes = np.array([len(text.encode()) for text in texts])
+    return [DocumentLosses(total, sizes) for total in nats]
+
+
+@torch.no_grad()
+def window_losses(
+    surprise: Callable[[Tensor, Tensor], Tensor],
+    model: PreTrainedModel,
+    cut: Iterable[Window],
+    documents: int,
+    logits_at_once: int,
+) -> list[np.ndarray]:
+    """Nats [document] of the scored tokens of windows, for each way to predict; see `losses_by`."""
     at_once = max(1, logits_at_once // model.config.vocab_size)
     nats: list[np.ndarray] = []
     was_training = model.training
     model.eval()
-    for batch in _batches(cut, at_once):
+    for batch in _batches(sorted(cut, key=lambda window: len(window.tokens)), at_once):
         width = len(batch[-1].tokens)
         # Padding stands to the right: under causal attention nothing that is scored ever sees it.
         padded = [window.tokens + [0] * (width - len(window.tokens)) for window in batch]
         input_ids = torch.tensor(padded, device=model.device)
         losses = surprise(input_ids[:, :-1], input_ids[:, 1:]).double().cpu()
-        nats = nats or [np.zeros(len(texts)) for _ in losses]
+        nats = nats or [np.zeros(documents) for _ in losses]
         for total, rows in zip(nats, losses, strict=True):
             for window, row in zip(batch, rows, strict=True):
                 total[window.document] += row[window.scored_from - 1 : len(window.tokens) - 1].sum().item()
     model.train(was_training)
-    sizes = np.array([len(text.encode()) for text in texts])
-    return [DocumentLosses(total, sizes) for total in nats]
+    return nats
 
 
 def uniform_losses(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> DocumentLosses:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
@@ -82,6 +82,7 @@ def grow(
     training: Training,
     prefix: Prefix = "auto",
     prefix_directory: str | os.PathLike[str] | None = None,
+    measure: Callable[[PreTrainedModel], list[Any]] | None = None,
     origin: dict[str, Any] | None = None,
     console: Console | None = None,
 ) -> GrowthResult:
@@ -99,6 +100,7 @@ def grow(
         prefix: how the hidden states below what trains are had: ``recompute`` them in every step, or read them from a
             cache on disk in a precision; ``auto`` compares what both take.
         prefix_directory: where the cache lies; beside the output if not given.
+        measure: what is to be known of the model after each stage; it goes to ``abilities.json`` there.
         origin: what the run was made from; runs with another never share checkpoints.
 
     Raises:
@@ -134,7 +136,7 @@ def grow(
         console.print(f"  the frozen prefix is {why}", highlight=False)
     cache = PrefixCache(directory, blocks, _identity(corpus, validation), precision) if precision else None
     text = Text(corpus.train, validation, bytes_per_token, corpus.manifest.block_size, in_order=True)
-    run = _Run(model, tokenizer, text, training, place, claim, cache, console)
+    run = _Run(model, tokenizer, text, training, place, claim, cache, measure, console)
     results, begun = list[StageResult](), 0
     for step, cost in zip(placed, costs, strict=True):
         finished, before = (place / "stages" / f"{number}" for number in (step.number, step.number - 1))
@@ -210,6 +212,7 @@ class _Run:
     place: Path
     claim: dict[str, Any]
     cache: PrefixCache | None
+    measure: Callable[[PreTrainedModel], list[Any]] | None
     console: Console
 
 
@@ -252,7 +255,8 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[in
             if any(later.stage.keep_moments for later in remaining[1:]):
                 _save_moments(moments | final, run.place)
             own = {"number": step.number, "depth": step.depth, "prefix_seconds": prefix_seconds}
-            export(model, run.tokenizer, finished, settings, run.claim | {"stage": own}, result)
+            more = {"abilities": run.measure(model)} if run.measure else {}
+            export(model, run.tokenizer, finished, settings, run.claim | {"stage": own}, result, **more)
         shutil.rmtree(unfinished)
     processes().wait_for_everyone()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
@@ -14,6 +15,7 @@ from treering import corpus as corpora
 from treering import substrate as substrates
 from treering.backbone import dock, gpt_neox
 from treering.composition import load_model
+from treering.evaluation import abilities, held_out_texts
 from treering.growth import plans
 from treering.growth.growing import GrowthResult, grow
 from treering.growth.plan import Plan
@@ -70,7 +72,8 @@ class GrowthRecipe(Schema):
     plan: str | Way | Plan
     training: Training = Training(epochs=1)
     prefix: Prefix = "auto"
-    prefix_directory: str | None = None
+    prefix_directory: str | None = Field(None, description="of the cache; beside the output if not given")
+    abilities: bool = Field(True, description="measure the model after each stage on what the corpus holds out")
 
     @field_validator("plan", mode="before")
     @classmethod
@@ -154,6 +157,10 @@ def grow_recipe(recipe: GrowthRecipe, console: Console | None = None) -> GrowthR
         TreeringError: see `begin` and ``treering.growth.grow``.
     """
     found = begin(recipe)
+
+    def measure(model: PreTrainedModel) -> list[Any]:
+        return abilities(Path(recipe.output).name, model, found.tokenizer, held_out_texts([recipe.data]))
+
     return grow(
         found.model,
         found.tokenizer,
@@ -163,6 +170,7 @@ def grow_recipe(recipe: GrowthRecipe, console: Console | None = None) -> GrowthR
         recipe.training,
         recipe.prefix,
         recipe.prefix_directory,
+        measure if recipe.abilities else None,
         found.origin,
         console,
     )

@@ -332,15 +332,21 @@ def export(
     settings: Training,
     origin: dict[str, Any],
     result: TrainingResult,
+    **more: Any,
 ) -> None:
-    """Leave a plain Hugging Face checkpoint with tokenizer, ``training.json`` and ``history.json`` in ``output``."""
+    """Leave a plain Hugging Face checkpoint with tokenizer, ``training.json`` and ``history.json`` in ``output``.
+
+    Args:
+        more: what else is written, each to a JSON file of its name.
+    """
     measured = {name: value for name, value in asdict(result).items() if name != "history"}
     record = {"origin": origin, "settings": settings.model_dump(mode="json"), "measured": measured}
     with staged_directory(output) as staging:
         model.save_pretrained(staging)
         tokenizers.save(tokenizer, staging)
         (staging / "training.json").write_text(json.dumps(record, indent=2))
-        (staging / "history.json").write_text(json.dumps(result.history))
+        for name, content in {"history": result.history, **more}.items():
+            (staging / f"{name}.json").write_text(json.dumps(content))
 
 
 def _digest(parameter: Tensor) -> str:
