@@ -6,13 +6,16 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from treering.errors import TreeringError
+
+TAG = "#"
+"""Begins the tags of unions in recipes, so that they are told from fields."""
 
 
 class Schema(BaseModel):
@@ -64,13 +67,13 @@ def _validate(schema: type[Recipe], values: dict[str, Any], origin: str, node: y
 
 
 def _fault(schema: type[BaseModel], detail: ErrorDetails, origin: str, node: yaml.Node | None) -> str:
-    location = detail["loc"]
+    location = tuple(part for part in detail["loc"] if not _is_tag(part))
     line = _line_of(node, location)
     where = f"{origin}:{line}" if line else origin
     field = ".".join(str(part) for part in location)
     message = detail["msg"][:1].lower() + detail["msg"][1:]
     if detail["type"] == "extra_forbidden":
-        known = _fields_at(schema, location[:-1])
+        known = _fields_at(schema, detail["loc"][:-1])
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         message = "there is no such field" + (
             f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
@@ -82,14 +85,30 @@ def _fault(schema: type[BaseModel], detail: ErrorDetails, origin: str, node: yam
     return f"{where}: {field}: {message}"
 
 
+def _is_tag(part: int | str) -> bool:
+    """Whether a part of a fault's place names no field but the kind of a union that was taken (pydantic's Tag)."""
+    return isinstance(part, str) and part.startswith(TAG)
+
+
 def _fields_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The fields that a place in a recipe may have."""
+    annotation: Any = schema
     for part in location:
-        field = schema.model_fields.get(str(part))
-        if field is None:
-            continue
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        schema = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), schema)
-    return list(schema.model_fields)
+        if _is_tag(part):
+            kinds = (get_args(kind) for kind in get_args(annotation))
+            annotation = next(
+                (kind[0] for kind in kinds if any(part == getattr(m, "tag", "") for m in kind)), annotation
+            )
+        elif isinstance(part, str):
+            field = _model_in(annotation).model_fields.get(part)
+            annotation = field.annotation if field else annotation
+    return list(_model_in(annotation).model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel]:
+    """The schema that an annotation holds: ``Stage`` of ``tuple[Stage, ...]``, ``Lora`` of ``Lora | None``."""
+    candidates = (annotation, *get_args(annotation))
+    return next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
 
 
 def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int | None:

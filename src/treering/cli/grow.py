@@ -21,18 +21,20 @@ def grow(
     from treering.cli.console import progress, results
     from treering.growth import GrowthRecipe, grow_recipe, survey
     from treering.growth.cost import as_table
-    from treering.growth.recipe import begin
+    from treering.growth.recipe import as_plan, begin
     from treering.recipe import load_recipe
+    from treering.report import loss_curves
 
     console = progress()
     given = {"substrate": substrate, "model": model, "data": data, "output": output, "plan": plan}
     chosen = load_recipe(recipe, GrowthRecipe, given)
     found = begin(chosen)
-    _, costs = survey(found.model, found.corpus, chosen.stages(), chosen.training)
+    _, costs = survey(found.model, found.corpus, as_plan(chosen.plan), chosen.training)
     (results() if dry_run else console).print(as_table(costs))
     if dry_run:
         return
     result = grow_recipe(chosen, console)
+    loss_curves({Path(chosen.output).name: result.history}).savefig(Path(chosen.output) / "growth.png", dpi=144)
     last = result.stages[-1]
     console.print(
         f"{chosen.output}: {last.depth} blocks, {sum(stage.tokens for stage in result.stages):,} tokens in "

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
-from treering.cli import compose, data, demo, eval, explain, grow, model, serve, substrate, tokenizer, train
+from treering.cli import compose, data, demo, eval, explain, grow, model, serve, study, substrate, tokenizer, train
 from treering.errors import Interrupted, TreeringError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command()(compose.generate)
 app.command()(explain.explain)
 app.command()(serve.serve)
 app.add_typer(eval.app, name="eval")
+app.add_typer(study.app, name="study")
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
@@ -20,7 +20,7 @@ from treering.growth import plans
 from treering.growth.growing import GrowthResult, grow
 from treering.growth.plan import Plan
 from treering.growth.prefix import Prefix
-from treering.recipe import Schema
+from treering.recipe import TAG, Schema
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, Training
 from treering.training.expert import stand_on
@@ -61,6 +61,32 @@ PLANS: dict[str, Way] = {
 """By name: the paper's (one block at a time to six, and to sixteen; three at a time to nine), ours, and baselines."""
 
 
+def _known_plan(value: Any) -> Any:
+    """A ready plan's name to the plan."""
+    if not isinstance(value, str):
+        return value
+    if value not in PLANS:
+        raise ValueError(f"there is no plan {value!r}; there are {', '.join(PLANS)}, or write stages of your own")
+    return PLANS[value]
+
+
+def _kind_of_plan(value: Any) -> str:
+    return TAG + ("way" if isinstance(value, Way) or (isinstance(value, dict) and "way" in value) else "stages")
+
+
+PlanField = Annotated[
+    Annotated[Way, Tag(TAG + "way")] | Annotated[Plan, Tag(TAG + "stages")],
+    Discriminator(_kind_of_plan),
+    BeforeValidator(_known_plan),
+]
+"""A plan in a recipe: a ready one's name, a way with its numbers, or stages."""
+
+
+def as_plan(plan: Way | Plan) -> Plan:
+    """The stages of what a recipe calls a plan."""
+    return plan.plan() if isinstance(plan, Way) else plan
+
+
 class GrowthRecipe(Schema):
     """What ``treering grow`` reads: a fresh model on a substrate, or an existing model, and how it grows."""
 
@@ -69,25 +95,11 @@ class GrowthRecipe(Schema):
     data: str = Field(description="directory of the prepared corpus")
     output: str = Field(description="directory of the grown model")
     backbone: Backbone = Field(Backbone(), description="of a fresh model; its depth is the plan's")
-    plan: str | Way | Plan
+    plan: PlanField
     training: Training = Training(epochs=1)
     prefix: Prefix = "auto"
     prefix_directory: str | None = Field(None, description="of the cache; beside the output if not given")
     abilities: bool = Field(True, description="measure the model after each stage on what the corpus holds out")
-
-    @field_validator("plan", mode="before")
-    @classmethod
-    def _known(cls, value: Any, info: ValidationInfo) -> Any:
-        """A ready plan's name to the plan; a mapping to the kind that it is, so that its faults are named as such."""
-        if isinstance(value, str):
-            if value not in PLANS:
-                raise ValueError(
-                    f"there is no plan {value!r}; there are {', '.join(PLANS)}, or write stages of your own"
-                )
-            return PLANS[value]
-        if isinstance(value, dict):
-            return (Way if "way" in value else Plan).model_validate(value)
-        return value
 
     @model_validator(mode="after")
     def _one_beginning(self) -> GrowthRecipe:
@@ -96,11 +108,6 @@ class GrowthRecipe(Schema):
         if self.backbone.layers is not None:
             raise ValueError("backbone.layers is not a recipe's to say here: the plan's stages add the blocks")
         return self
-
-    def stages(self) -> Plan:
-        """The plan with its stages."""
-        assert not isinstance(self.plan, str)
-        return self.plan.plan() if isinstance(self.plan, Way) else self.plan
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,7 @@ def grow_recipe(recipe: GrowthRecipe, console: Console | None = None) -> GrowthR
         found.tokenizer,
         found.corpus,
         os.fspath(recipe.output),
-        recipe.stages(),
+        as_plan(recipe.plan),
         recipe.training,
         recipe.prefix,
         recipe.prefix_directory,

@@ -5,19 +5,22 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-COLOURS = ("#2f6f4f", "#b5532d", "#3b5b92", "#8a6d1f", "#7a4b8c", "#4d4d4d")
+COLOURS = ("#2f6f4f", "#b5532d", "#3b5b92", "#8a6d1f", "#7a4b8c", "#4d4d4d", "#2a9d9d", "#c43b6b", "#6b8e23", "#a0a0a0")
 
 
 def loss_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Training loss (thin) and validation (points) of each run in bits per byte, over millions of tokens.
 
+    Of runs in stages, a dotted line marks where each stage begins, where a new block makes the loss jump.
+
     Args:
-        histories: by run, what ``treering.training`` writes to ``history.json``.
+        histories: by run, what ``treering.training`` or ``treering.growth`` writes to ``history.json``.
     """
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -26,6 +29,9 @@ def loss_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         validation = [entry for entry in history if "eval_loss" in entry]
         axes.plot(*_curve(training, "bits_per_byte"), color=colour, alpha=0.35, linewidth=1)
         axes.plot(*_curve(validation, "eval_bits_per_byte"), "o-", color=colour, markersize=4, label=name)
+        for before, after in pairwise(training):
+            if before.get("stage") != after.get("stage"):
+                axes.axvline(before["tokens"] / 1e6, color=colour, linewidth=0.8, linestyle=":", alpha=0.7)
     axes.set(xlabel="million tokens", ylabel="bits per byte", yscale="log")
     axes.yaxis.set_major_formatter("{x:.1f}")
     axes.yaxis.set_minor_formatter("{x:.1f}")

@@ -1,0 +1,35 @@
+"""``treering study …``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Controlled comparisons: many runs, one table, one figure.")
+
+
+@app.callback()
+def study() -> None:
+    """Controlled comparisons: many runs, one table, one figure."""
+
+
+@app.command()
+def growth(
+    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/study.yaml is a commented one")],
+    data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="replaces the recipe's tokenizer")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
+) -> None:
+    """Growth against monolithic and shallow training; run the same command again to go on after an interruption."""
+    from treering.cli.console import progress, results
+    from treering.growth.study import StudyRecipe, as_study_table, histories
+    from treering.growth.study import study as run_study
+    from treering.recipe import load_recipe
+    from treering.report import loss_curves
+
+    chosen = load_recipe(recipe, StudyRecipe, {"data": data, "tokenizer": tokenizer, "output": output})
+    outcomes = run_study(chosen, progress())
+    loss_curves(histories(chosen, chosen.seeds[0])).savefig(Path(chosen.output) / "study.png", dpi=144)
+    results().print(as_study_table(outcomes))
