@@ -8,7 +8,7 @@ from treering.errors import TreeringError
 from treering.growth import PLANS, Lora, Plan, Stage, monolithic, stacked
 from treering.growth.cost import cache_flops, count, require_budget, shape_of
 from treering.growth.growing import _set_trainable
-from treering.growth.plan import steps
+from treering.growth.plan import Turns, steps
 
 
 def counted(plan, config, tokens=10, **options):
@@ -55,6 +55,16 @@ def test_flops_by_hand():
     assert first.flops == 10 * 3 * (block + head)
     assert second.flops == 10 * (3 * (block + head) + block)  # the frozen block: forward alone
     assert (first.prefix_flops, second.prefix_flops) == (0, 10 * block)
+
+
+def test_by_turns_a_window_is_active_and_gradients_go_as_deep_as_it_stands():
+    config = gpt_neox(PRESETS["tiny"])
+    stage = Stage(new="1-4", start="random", turns=Turns(width=2), tokens=10)
+    (cost,) = counted(Plan(stages=(stage,)), config)
+    (two,) = counted(monolithic(2), config)
+    assert cost.active == two.active
+    block, head = 2 * 12 * 64 * 64 + 2 * 64 * 64, 2 * 1024 * 64
+    assert cost.flops == 10 * ((4 + (2 + 4) / 2 + 2) * block + 3 * head)
 
 
 def test_what_a_cache_costs_follows_what_is_still_valid():

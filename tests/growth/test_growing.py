@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, set_seed
 from treering import backbone
 from treering.errors import Interrupted, TreeringError
 from treering.growth import Lora, Plan, Stage, deepen, grow, monolithic, reading_order, revolving, stacked, survey
+from treering.growth.plan import Turns
 from treering.growth.prefix import PrefixCache
 from treering.training import Training
 from treering.training.checkpoints import AtomicTrainer
@@ -185,6 +186,57 @@ def test_low_rank_updates_are_merged(growing, fresh, settings, tmp_path):
     norm = "gpt_neox.layers.0.input_layernorm.weight"
     assert after[norm].equal(before[norm])
     assert not any("lora" in name for name in after)
+
+
+def test_blocks_by_turns_are_a_loop_over_windows(growing, fresh, settings, tmp_path, corpus):
+    """Against transformers' own forward and one AdamW for each window, all of which also step the head and the norm."""
+    settings = settings.model_copy(update={"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0})
+    stage = Stage(new="1-3", start="random", turns=Turns(width=2, steps=2), share=1.0)
+    growing(fresh(), tmp_path / "out", Plan(stages=(stage,)), settings)
+    model = fresh()
+    set_seed(1)
+    deepen(model, (1, 2, 3), "random")
+    stack = backbone.blocks(model)
+    always = [*backbone.final_norm(model).parameters(), backbone.head(model).weight]
+    windows = [[*stack[1].parameters(), *stack[2].parameters()], [*stack[0].parameters()]]
+    optimisers = [torch.optim.AdamW(part, 3e-3, betas=(0.9, 0.99), weight_decay=0) for part in (*windows, always)]
+    rows, expected = iter(reading_order(len(corpus.train), 0, 0, 48).tolist()), []
+    for step in range(12):
+        ids = torch.tensor(corpus.train.select(list(islice(rows, 4)))["input_ids"])
+        loss = model(ids, labels=ids).loss
+        expected.append(loss.item())
+        model.zero_grad()
+        loss.backward()
+        turn = step // 2 % 2
+        torch.nn.utils.clip_grad_norm_([*windows[turn], *always], 1.0)
+        optimisers[turn].step()
+        optimisers[2].step()
+    assert losses(tmp_path / "out") == pytest.approx(expected, rel=3e-4)
+
+
+def test_by_turns_only_the_window_has_gradients_and_a_stopped_run_goes_on(
+    growing, fresh, settings, tmp_path, monkeypatch
+):
+    plan = Plan(stages=(Stage(new="1-3", start="random", turns=Turns(width=1, steps=2), share=1.0),))
+    growing(fresh(), tmp_path / "whole", plan, settings)
+    seen = []
+
+    def watch(trainer, model, *args, **kwargs):
+        loss = AtomicTrainer.__base__.training_step(trainer, model, *args, **kwargs)
+        own = {name.split(".")[2] for name, p in model.named_parameters() if p.grad is not None and ".layers." in name}
+        seen.append((trainer.state.global_step, own))
+        if len(seen) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicTrainer, "training_step", watch)
+        with pytest.raises(Interrupted, match="step 5 of 12"):
+            growing(fresh(), tmp_path / "parts", plan, settings)
+        growing(fresh(), tmp_path / "parts", plan, settings)
+    assert all(own == {"210"[step // 2 % 3]} for step, own in seen)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("parts", "whole")]
+    assert weights[0] == weights[1]
 
 
 def test_moments_go_on_only_where_asked(growing, fresh, settings, tmp_path, monkeypatch):

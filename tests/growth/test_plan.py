@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from treering.errors import TreeringError
 from treering.growth import PLANS, Lora, Plan, Stage, monolithic, revolving, sliding, stacked
-from treering.growth.plan import blocks_text, steps
+from treering.growth.plan import Turns, blocks_text, steps, trained_text
 from treering.training import Training
 
 
@@ -91,6 +91,14 @@ def test_a_stage_trains_as_the_run_does_unless_it_says_otherwise():
     assert Stage(new="1", tokens=9).training(run, 7) == run.model_copy(update={"tokens": 7, "epochs": None})
     own = Stage(new="1", share=0.1, warmup=0.0, rate=(0.5, 0.125)).training(run, 7)
     assert (own.learning_rate, own.final_rate, own.schedule, own.warmup) == (1e-3, 0.25, "linear", 0.0)
+
+
+def test_windows_take_turns_from_the_top():
+    turns = Turns(width=2)
+    assert Stage(train="1-5", turns=turns, tokens=1).windows() == [(4, 5), (2, 3), (1,)]
+    assert Stage(train="1-5", tokens=1).windows() == [(1, 2, 3, 4, 5)]
+    assert trained_text(Stage(train="1-5", turns=turns, tokens=1)) == "1-5 by turns of 2"
+    assert trained_text(Stage(train="5", lora=Lora(rank=3), tokens=1)) == "5 + rank 3"
 
 
 WAYS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from treering.errors import TreeringError
 from treering.growth.blocks import fresh_blocks
-from treering.growth.plan import Lora, Plan, Step, blocks_text
+from treering.growth.plan import Lora, Plan, Step, blocks_text, trained_text
 
 ADAM = 8
 """Bytes that Adam keeps for each parameter that trains: two running means in float32."""
@@ -99,8 +100,8 @@ def count(
 ) -> list[StageCost]:
     """The cost of every stage.
 
-    A forward pass goes through all blocks; gradients of activations go down to the lowest block that trains; gradients
-    of weights are taken where something trains.
+    A forward pass goes through all blocks; gradients of activations go down to the lowest block that trains, on
+    average where blocks train by turns; gradients of weights are taken where something trains.
 
     Args:
         tokens: of each stage.
@@ -108,12 +109,14 @@ def count(
     """
     costs = []
     for step, length in zip(steps, tokens, strict=True):
-        trained, lora = len(step.stage.trained), step.stage.lora
-        adapted = step.depth - trained if lora else 0
+        windows, lora = step.stage.windows(), step.stage.lora
+        trained = max(map(len, windows), default=0)
+        adapted = step.depth - len(step.stage.trained) if lora else 0
         table = shape.embedding if embedding_trains and step.number == 1 else 0
         updates = adapted * shape.lora(lora) if lora else 0
         active = trained * shape.block + updates + shape.norm + shape.head + table
-        above = step.depth - step.below
+        lowest = [0] if lora else [min(window) - 1 for window in windows] or [step.depth]
+        above = step.depth - statistics.mean(lowest)
         a_token = (step.depth + above + trained) * shape.block_flops + 4 * updates + 3 * shape.head_flops
         costs.append(
             StageCost(
@@ -159,8 +162,8 @@ def require_budget(plan: Plan, costs: Sequence[StageCost]) -> None:
 
 
 def _active_parts(step: Step) -> str:
-    parts = [f"block {blocks_text(step.stage.trained)}"] if step.stage.trained else []
-    return ", ".join([*parts, *(["low-rank updates of the others"] if step.stage.lora else []), "final norm", "head"])
+    parts = [f"block {trained_text(step.stage)}"] if step.stage.trained else []
+    return ", ".join([*parts, "final norm", "head"])
 
 
 def as_table(costs: Sequence[StageCost]) -> Table:
@@ -174,7 +177,7 @@ def as_table(costs: Sequence[StageCost]) -> Table:
             f"{cost.step.number}",
             f"{cost.step.depth}",
             blocks_text(stage.new) or "–",
-            (blocks_text(stage.trained) or "–") + (f" + rank {stage.lora.rank}" if stage.lora else ""),
+            trained_text(stage) or "–",
             stage.start if stage.new else "–",
             *(f"{number:,}" for number in (cost.tokens, cost.total, cost.frozen, cost.active)),
             f"{cost.optimiser:,.1f}",

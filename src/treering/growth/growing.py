@@ -27,7 +27,7 @@ from treering.errors import TreeringError
 from treering.growth import lora
 from treering.growth.blocks import deepen, only
 from treering.growth.cost import StageCost, cache_flops, count, require_budget, shape_of
-from treering.growth.plan import Plan, Step, blocks_text, steps
+from treering.growth.plan import Plan, Step, blocks_text, steps, trained_text
 from treering.growth.prefix import HiddenBlocks, Prefix, PrefixCache, choose_precision
 from treering.output import explain_full_disk, link_or_copy, require_new, staged_directory
 from treering.training import Training
@@ -43,6 +43,7 @@ from treering.training.run import (
     require_unchanged,
     validation_blocks,
 )
+from treering.training.turns import Turns
 
 MOMENTS = "moments.safetensors"
 
@@ -244,8 +245,8 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[in
             text = replace(run.text, train=run.text.train.select(order))
         prefix_seconds = round(time.perf_counter() - begun, 2)
         settings, claim = step.stage.training(run.training, tokens), run.claim | {"stage": step.number}
-        patience = step.stage.patience
-        result, final = optimise(model, text, unfinished, settings, claim, run.console, moments, patience)
+        turns, patience = _turns(model, step), step.stage.patience
+        result, final = optimise(model, text, unfinished, settings, claim, run.console, moments, patience, turns)
     require_unchanged(frozen, model)
     if attached is not None:
         lora.merge(attached)
@@ -274,6 +275,14 @@ def _set_trainable(model: PreTrainedModel, step: Step, table: bool) -> nn.Module
     backbone.head(model).requires_grad_(True)
     backbone.embedding(model).requires_grad_(table)
     return attached
+
+
+def _turns(model: PreTrainedModel, step: Step) -> Turns | None:
+    if step.stage.turns is None:
+        return None
+    stack = backbone.blocks(model)
+    groups = [[p for number in window for p in stack[number - 1].parameters()] for window in step.stage.windows()]
+    return Turns(groups, step.stage.turns.steps)
 
 
 def _table_trains(model: PreTrainedModel) -> bool:
@@ -351,10 +360,7 @@ def _in_words(step: Step) -> str:
     parts = [f"{step.depth} blocks"]
     if stage.new:
         parts.append(f"new {blocks_text(stage.new)} ({stage.start})")
-    if stage.trained:
-        parts.append(f"training {blocks_text(stage.trained)}")
-    if stage.lora:
-        parts.append(f"rank {stage.lora.rank} on the others")
+    parts.append(f"training {trained_text(stage)}")
     return ", ".join(parts)
 
 
@@ -365,7 +371,7 @@ def _result(finished: Path, cost: StageCost) -> StageResult:
         number=cost.step.number,
         depth=cost.step.depth,
         new=blocks_text(stage.new),
-        train=blocks_text(stage.trained) + (f" + rank {stage.lora.rank}" if stage.lora else ""),
+        train=trained_text(stage),
         total=cost.total,
         active=cost.active,
         flops=cost.flops * measured["tokens"] / cost.tokens,

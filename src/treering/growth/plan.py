@@ -55,12 +55,20 @@ class Lora(Schema):
     targets: tuple[str, ...] | None = Field(None, description="names of linear layers in a block; all if not given")
 
 
+class Turns(Schema):
+    """Blocks that train by turns, a window of them at a time (block-coordinate descent)."""
+
+    width: PositiveInt = Field(2, description="blocks of a window")
+    steps: PositiveInt = Field(25, description="of the optimiser in a turn")
+
+
 class Stage(Schema):
     """One stage of a plan; what it leaves out is as the run's ``training`` says."""
 
     new: Blocks = Field((), description='blocks that this stage adds: "4-6", numbered in the deeper stack')
     insert: bool = Field(False, description="the new blocks may stand below old ones, which move up")
     train: Blocks | None = Field(None, description="blocks that train, in the deeper stack; the new ones if not given")
+    turns: Turns | None = Field(None, description="the blocks train by turns instead of together, the upper ones first")
     start: Start = Field("zero", description="how new blocks begin")
     lora: Lora | None = Field(None, description="train the other blocks too, by low-rank updates")
     tokens: PositiveInt | None = Field(None, description="tokens of this stage; or give share")
@@ -83,6 +91,12 @@ class Stage(Schema):
         """Blocks that train in full."""
         return self.new if self.train is None else self.train
 
+    def windows(self) -> list[tuple[int, ...]]:
+        """Blocks that train together, in the order of their turns; without turns, all that train."""
+        blocks = sorted(self.trained, reverse=True)
+        width = self.turns.width if self.turns else max(1, len(blocks))
+        return [tuple(sorted(blocks[i : i + width])) for i in range(0, len(blocks), width)]
+
     def training(self, run: Training, tokens: int) -> Training:
         """How this stage trains: as the run does, with what the stage says otherwise."""
         changes: dict[str, Any] = {"tokens": tokens, "epochs": None}
@@ -92,6 +106,12 @@ class Stage(Schema):
             begin, end = self.rate
             changes |= {"learning_rate": run.learning_rate * begin, "schedule": "linear", "final_rate": end / begin}
         return run.model_copy(update=changes)
+
+
+def trained_text(stage: Stage) -> str:
+    """What trains in a stage, as people read it: ``3-4``, ``1-6 by turns of 2``, ``3-4 + rank 8``."""
+    turns = f" by turns of {stage.turns.width}" if stage.turns else ""
+    return f"{blocks_text(stage.trained)}{turns}" + (f" + rank {stage.lora.rank}" if stage.lora else "")
 
 
 class Plan(Schema):

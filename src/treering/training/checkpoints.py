@@ -36,6 +36,12 @@ class AtomicTrainer(Trainer):
     moments: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
     _staging: str | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        assert isinstance(self.model, nn.Module)
+        # What trains by turns does not require gradients at all times.
+        self._trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
 
@@ -79,7 +85,7 @@ class AtomicTrainer(Trainer):
             return
         directory = Path(output_dir or str(self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().contiguous() for name, p in self._trained()}, directory / TRAINED)
+        save_file({name: p.detach().contiguous() for name, p in self._trained}, directory / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -87,13 +93,13 @@ class AtomicTrainer(Trainer):
             return
         saved = load_file(Path(resume_from_checkpoint) / TRAINED)
         with torch.no_grad():
-            for name, parameter in self._trained():
+            for name, parameter in self._trained:
                 parameter.copy_(saved[name])
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's own, with what `moments` knows of parameters that have trained before."""
         optimiser = super().create_optimizer(model)
-        for name, parameter in self._trained():
+        for name, parameter in self._trained:
             if name in self.moments:
                 optimiser.state[parameter] = {key: value.clone() for key, value in self.moments[name].items()}
         return optimiser
@@ -104,10 +110,6 @@ class AtomicTrainer(Trainer):
         state = self.optimizer.state
         return {
             name: {key: value.detach().cpu() for key, value in state[p].items()}
-            for name, p in self._trained()
+            for name, p in self._trained
             if p in state
         }
-
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        assert isinstance(self.model, nn.Module)
-        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]

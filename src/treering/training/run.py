@@ -29,6 +29,7 @@ from treering.training.loss import collate, fused_loss
 from treering.training.processes import on_cpu, processes
 from treering.training.progress import Display, EvaluateAtEnd, Interruption, Plateau, tensorboard
 from treering.training.settings import Training
+from treering.training.turns import Turns
 
 Moments = dict[str, dict[str, Tensor]]
 """By parameter's name, what the optimiser keeps of it (Adam: step, running mean and square of the gradient)."""
@@ -111,12 +112,14 @@ def optimise(
     console: Console | None = None,
     moments: Moments | None = None,
     patience: int | None = None,
+    turns: Turns | None = None,
 ) -> tuple[TrainingResult, Moments]:
     """The run alone: train ``model`` in place, with checkpoints in ``unfinished``, which stays, and export nothing.
 
     Args:
         moments: where the optimiser begins with parameters that have trained before.
         patience: end early after so many validations without gain.
+        turns: of parameters that do not train all the time.
 
     Returns:
         What was measured, and the optimiser's state at the end.
@@ -127,12 +130,15 @@ def optimise(
     """
     console = console or Console()
     arguments = _arguments(settings, text, unfinished)
+    arguments.ddp_find_unused_parameters = turns is not None
     tokens_per_step = _tokens_per_step(arguments, text.block_size)
     interruption = Interruption()
     display = Display(tokens_per_step, text.bytes_per_token, console)
     callbacks: list[TrainerCallback] = [display, interruption, EvaluateAtEnd()]
     if patience:
         callbacks.append(Plateau(patience))
+    if turns:
+        callbacks.append(turns)
     if settings.tensorboard:
         callbacks.append(tensorboard(unfinished.with_suffix(".tensorboard")))
     frozen = digests(model, trained=False)
