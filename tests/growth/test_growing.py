@@ -317,6 +317,19 @@ def test_damage_in_the_middle_of_a_stage_loses_nothing(growing, fresh, settings,
     ).read_bytes()
 
 
+def test_the_cache_may_lie_elsewhere_and_goes_with_the_run(growing, fresh, settings, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        PrefixCache,
+        "_make",
+        lambda self, *args, make=PrefixCache._make: made.append(self.directory) or make(self, *args),
+    )
+    elsewhere = tmp_path / "fast disk"
+    growing(fresh(), tmp_path / "out", stacked(2), settings, prefix="int8", prefix_directory=elsewhere)
+    assert made == [elsewhere / "out.prefix"]
+    assert not list(elsewhere.iterdir())
+
+
 def test_the_public_name():
     import treering
 

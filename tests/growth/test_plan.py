@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from treering.errors import TreeringError
-from treering.growth import PLANS, Lora, Plan, Stage, monolithic, revolving, sliding, stacked
+from treering.growth import PLANS, Lora, Plan, Stage, by_turns, monolithic, revolving, sliding, stacked
 from treering.growth.plan import Turns, blocks_text, steps, trained_text
 from treering.training import Training
 
@@ -105,6 +105,8 @@ WAYS = {
     "stacked": lambda depth, width: stacked(depth, width),
     "sliding": lambda depth, width: sliding(depth, width, max(1, width - 1)),
     "revolving": lambda depth, width: revolving(depth, width, rounds=2),
+    "turns": lambda depth, width: by_turns(depth, width, base=0.25),
+    "turns at once": lambda depth, width: by_turns(depth, width),
     "monolithic": lambda depth, width: monolithic(depth),
 }
 
@@ -118,7 +120,9 @@ def test_ready_ways_reach_their_depth_on_all_the_tokens_with_few_blocks_at_once(
     assert placed[-1].depth == depth
     assert sum(stage.share for stage in made.stages) == pytest.approx(1)
     assert {block for stage in made.stages for block in stage.trained} >= set(range(1, depth + 1))
-    assert max(len(stage.trained) for stage in made.stages) == (depth if way == "monolithic" else width)
+    assert max(len(window) for stage in made.stages for window in stage.windows()) == (
+        depth if way == "monolithic" else width
+    )
 
 
 def test_the_rate_of_a_revolving_plan_falls_once_to_its_end():

@@ -2,8 +2,8 @@
 
 from treering.growth.blocks import deepen
 from treering.growth.growing import GrowthResult, StageResult, grow, reading_order, survey
-from treering.growth.plan import Lora, Plan, Stage
-from treering.growth.plans import monolithic, revolving, sliding, stacked
+from treering.growth.plan import Lora, Plan, Stage, Turns
+from treering.growth.plans import by_turns, monolithic, revolving, sliding, stacked
 from treering.growth.recipe import PLANS, GrowthRecipe, grow_recipe, seedling
 
 __all__ = [
@@ -14,6 +14,8 @@ __all__ = [
     "Plan",
     "Stage",
     "StageResult",
+    "Turns",
+    "by_turns",
     "deepen",
     "grow",
     "grow_recipe",

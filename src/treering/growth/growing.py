@@ -100,7 +100,7 @@ def grow(
         training: of all stages, with ``tokens`` or ``epochs`` for the whole plan.
         prefix: how the hidden states below what trains are had: ``recompute`` them in every step, or read them from a
             cache on disk in a precision; ``auto`` compares what both take.
-        prefix_directory: where the cache lies; beside the output if not given.
+        prefix_directory: where the cache's own directory is made; beside the output if not given.
         measure: what is to be known of the model after each stage; it goes to ``abilities.json`` there.
         origin: what the run was made from; runs with another never share checkpoints.
 
@@ -115,8 +115,7 @@ def grow(
     _untie(model)
     placed, costs = survey(model, corpus, plan, training)
     validation, bytes_per_token = validation_blocks(corpus, tokenizer)
-    validation = validation.cast(corpus.train.features)
-    directory = Path(prefix_directory or place / "prefix")
+    directory = Path(prefix_directory) / f"{output.name}.prefix" if prefix_directory else place / "prefix"
     blocks = concatenate_datasets([corpus.train, validation])
     held = len(blocks) * corpus.manifest.block_size
     precision, why = choose_precision(
@@ -158,6 +157,8 @@ def grow(
     if processes().is_main_process:
         with explain_full_disk(output.parent):
             _finish(place, output, claim, results, history)
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(place)
     processes().wait_for_everyone()
     return GrowthResult(results, history)
 
@@ -400,7 +401,7 @@ def _finish(
     results: Sequence[StageResult],
     history: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Let the last stage's checkpoint become the output, with all stages in it; the scratch files go."""
+    """Let the last stage's checkpoint become the output, with all stages in it."""
     with staged_directory(output) as staging:
         for file in (place / "stages").glob("[0-9]*/*"):
             link_or_copy(file, staging / "stages" / file.parent.name / file.name)
@@ -410,4 +411,3 @@ def _finish(
         (staging / "history.json").write_text(json.dumps(history))
         record = dict(claim) | {"stages": [asdict(result) for result in results]}
         (staging / "growth.json").write_text(json.dumps(record, indent=2))
-    shutil.rmtree(place)

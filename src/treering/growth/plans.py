@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from treering.growth.plan import Plan, Stage
+from treering.growth.plan import Plan, Stage, Turns
 
 
 def monolithic(depth: int) -> Plan:
@@ -77,6 +77,20 @@ def revolving(
             )
         )
     return Plan(stages=tuple(stages))
+
+
+def by_turns(depth: int, width: int, turn: int = 25, base: float = 0.0) -> Plan:
+    """The whole stack, ``width`` blocks at a time for ``turn`` steps each, over and over, from the top down.
+
+    Args:
+        base: share of the tokens for the lowest ``width`` blocks alone, before the others join them at zero.
+    """
+    turns = Turns(width=width, steps=turn)
+    if not base:
+        return Plan(stages=(Stage(new=_span(1, depth), start="random", turns=turns, share=1.0),))
+    low = Stage(new=_span(1, width), start="random", share=base, rate=(1.0, 1.0))
+    whole = Stage(new=_span(width + 1, depth), train=_span(1, depth), turns=turns, share=1 - base, keep_moments=True)
+    return Plan(stages=(low, whole))
 
 
 def _rate(progress: float, decay: float, final: float) -> float:

@@ -154,7 +154,7 @@ class PrefixCache:
     """Files of hidden states of the same packed blocks at different depths.
 
     A file's name is a hash of everything that its content follows from: the tokens, the embedding, the blocks below,
-    how they compute, the precision. So what a file holds can never be stale, and another run may share the directory.
+    how they compute, the precision. So what is read can never be stale. The directory is the run's own.
 
     Args:
         blocks: column ``input_ids``, the same number in each row.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
@@ -29,13 +30,14 @@ from treering.training.expert import stand_on
 class Way(Schema):
     """A ready way of growing, to a depth of one's own; see ``treering.growth.plans``."""
 
-    way: Literal["monolithic", "stacked", "sliding", "revolving"]
+    way: Literal["monolithic", "stacked", "sliding", "revolving", "turns"]
     depth: PositiveInt
     width: PositiveInt = Field(2, description="blocks that train at once (not of monolithic)")
     slide: PositiveInt = Field(1, description="of sliding: blocks that the window moves up by")
-    base: float = Field(0.5, gt=0, lt=1, description="of revolving: share of the tokens for the lowest window")
+    base: float = Field(0.5, ge=0, lt=1, description="of revolving, turns: share of tokens for the lowest blocks alone")
     rounds: PositiveInt = Field(1, description="of revolving: how often the window goes through the stack")
-    budget: PositiveInt | None = None
+    turn: PositiveInt = Field(25, description="of turns: steps before the next blocks train")
+    budget: PositiveInt | None = Field(None, description="active parameters, never exceeded")
 
     def plan(self) -> Plan:
         """The stages of it."""
@@ -44,6 +46,7 @@ class Way(Schema):
             "stacked": lambda: plans.stacked(self.depth, self.width),
             "sliding": lambda: plans.sliding(self.depth, self.width, self.slide),
             "revolving": lambda: plans.revolving(self.depth, self.width, self.base, self.rounds),
+            "turns": lambda: plans.by_turns(self.depth, self.width, self.turn, self.base),
         }[self.way]()
         return made.model_copy(update={"budget": self.budget})
 
@@ -152,7 +155,7 @@ def begin(recipe: GrowthRecipe) -> Beginning:
         origin["substrate"] = substrate.fingerprint
     else:
         assert recipe.model
-        model = load_model(recipe.model)
+        model = load_model(recipe.model, dtype=torch.float32)  # what trains in less learns little
         origin["model"] = recipe.model
     return Beginning(model, tokenizer, corpus, origin | {"backbone": model.config.to_dict()})
 
