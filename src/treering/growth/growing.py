@@ -28,7 +28,7 @@ from treering.growth import lora
 from treering.growth.blocks import deepen, only
 from treering.growth.cost import StageCost, cache_flops, count, require_budget, shape_of
 from treering.growth.plan import Plan, Step, blocks_text, steps, trained_text
-from treering.growth.prefix import HiddenBlocks, Prefix, PrefixCache, choose_precision
+from treering.growth.prefix import HiddenBlocks, Precision, Prefix, PrefixCache, choose_precision
 from treering.output import explain_full_disk, link_or_copy, require_new, staged_directory
 from treering.training import Training
 from treering.training.processes import processes
@@ -118,22 +118,14 @@ def grow(
     directory = Path(prefix_directory) / f"{output.name}.prefix" if prefix_directory else place / "prefix"
     blocks = concatenate_datasets([corpus.train, validation])
     held = len(blocks) * corpus.manifest.block_size
-    precision, why = choose_precision(
-        prefix,
-        saved=sum(cost.prefix_flops for cost in costs),
-        spent=cache_flops(costs, held, shape_of(model.config, corpus.manifest.block_size)),
-        numbers=held * model.config.hidden_size,
-        directory=directory,
-    )
     claim = {
         "plan": plan.model_dump(mode="json"),
         "training": training.model_dump(mode="json"),
-        "prefix": precision,
+        "prefix": prefix,
         "origin": origin or {},
     }
     _claim(place, claim)
-    if any(step.below for step in placed):
-        console.print(f"  the frozen prefix is {why}", highlight=False)
+    precision = _prefix_precision(place, prefix, costs, held, model, corpus, directory, console)
     cache = PrefixCache(directory, blocks, _identity(corpus, validation), precision) if precision else None
     text = Text(corpus.train, validation, bytes_per_token, corpus.manifest.block_size, in_order=True)
     run = _Run(model, tokenizer, text, training, place, claim, cache, measure, console)
@@ -316,6 +308,40 @@ def _claim(place: Path, claim: Mapping[str, Any]) -> None:
     processes().wait_for_everyone()
 
 
+def _prefix_precision(
+    place: Path,
+    asked: Prefix,
+    costs: Sequence[StageCost],
+    held: int,
+    model: PreTrainedModel,
+    corpus: corpora.Corpus,
+    directory: Path,
+    console: Console,
+) -> Precision | None:
+    """How the prefix is cached in this run: as was chosen when it began, whatever the disk has free by now.
+
+    Args:
+        held: tokens that a cache would hold.
+    """
+    path = place / "prefix.json"
+    if not path.exists():
+        choice = choose_precision(
+            asked,
+            saved=sum(cost.prefix_flops for cost in costs),
+            spent=cache_flops(costs, held, shape_of(model.config, corpus.manifest.block_size)),
+            numbers=held * model.config.hidden_size,
+            directory=directory,
+        )
+        processes().wait_for_everyone()
+        if processes().is_main_process:
+            path.write_text(json.dumps(choice))
+        processes().wait_for_everyone()
+    precision, why = json.loads(path.read_text())
+    if any(cost.step.below for cost in costs):
+        console.print(f"  the frozen prefix is {why}", highlight=False)
+    return precision
+
+
 def _identity(corpus: corpora.Corpus, validation: Dataset) -> str:
     """A hash of all tokens that the prefix cache is made from."""
     held_out = np.asarray(validation["input_ids"], dtype="<i4").tobytes()
@@ -403,10 +429,11 @@ def _finish(
 ) -> None:
     """Let the last stage's checkpoint become the output, with all stages in it."""
     with staged_directory(output) as staging:
-        for file in (place / "stages").glob("[0-9]*/*"):
-            link_or_copy(file, staging / "stages" / file.parent.name / file.name)
-            if file.parent.name == f"{len(results)}":
-                link_or_copy(file, staging / file.name)
+        for result in results:
+            for file in (place / "stages" / f"{result.number}").iterdir():
+                link_or_copy(file, staging / "stages" / file.parent.name / file.name)
+                if result is results[-1]:
+                    link_or_copy(file, staging / file.name)
         (staging / "history.json").unlink()
         (staging / "history.json").write_text(json.dumps(history))
         record = dict(claim) | {"stages": [asdict(result) for result in results]}
