@@ -58,6 +58,8 @@ PLANS: dict[str, Way] = {
     "sliding-6": Way(way="sliding", depth=6, width=2, slide=1),
     "revolving-6": Way(way="revolving", depth=6, width=2),
     "revolving-12": Way(way="revolving", depth=12, width=2),
+    "turns-6": Way(way="turns", depth=6, width=2, base=0.2),
+    "turns-12": Way(way="turns", depth=12, width=2, base=0.2),
     "shallow-2": Way(way="monolithic", depth=2),
     "monolithic-6": Way(way="monolithic", depth=6),
 }
