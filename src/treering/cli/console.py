@@ -21,7 +21,8 @@ def progress() -> Console:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return Console(stderr=True, quiet=not _speaks(), soft_wrap=True, highlight=False)
+    width = None if sys.stderr.isatty() else WIDE
+    return Console(stderr=True, quiet=not _speaks(), soft_wrap=True, highlight=False, width=width)
 
 
 def _speaks() -> bool:

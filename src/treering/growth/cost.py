@@ -169,8 +169,8 @@ def _active_parts(step: Step) -> str:
 def as_table(costs: Sequence[StageCost]) -> Table:
     """The stages as people read them before a run."""
     table = Table("stage", "blocks", "new", "train", "start", box=None)
-    for name in ("tokens", "total", "frozen", "active", "optimiser MiB", "TFLOPs"):
-        table.add_column(name, justify="right")
+    for name in ("tokens", "total", "frozen", "active", "Adam MiB", "TFLOPs"):
+        table.add_column(name, justify="right", overflow="fold")
     for cost in costs:
         stage = cost.step.stage
         table.add_row(
