@@ -31,7 +31,7 @@ from treering.growth.plan import Plan, Step, blocks_text, steps, trained_text
 from treering.growth.prefix import HiddenBlocks, Precision, Prefix, PrefixCache, choose_precision
 from treering.output import explain_full_disk, link_or_copy, require_new, staged_directory
 from treering.training import Training
-from treering.training.processes import processes
+from treering.training.processes import claim, processes
 from treering.training.run import (
     Moments,
     Text,
@@ -118,17 +118,17 @@ def grow(
     directory = Path(prefix_directory) / f"{output.name}.prefix" if prefix_directory else place / "prefix"
     blocks = concatenate_datasets([corpus.train, validation])
     held = len(blocks) * corpus.manifest.block_size
-    claim = {
+    own = {
         "plan": plan.model_dump(mode="json"),
         "training": training.model_dump(mode="json"),
         "prefix": prefix,
         "origin": origin or {},
     }
-    _claim(place, claim)
+    claim(place, "growth.json", own)
     precision = _prefix_precision(place, prefix, costs, held, model, corpus, directory, console)
     cache = PrefixCache(directory, blocks, _identity(corpus, validation), precision) if precision else None
     text = Text(corpus.train, validation, bytes_per_token, corpus.manifest.block_size, in_order=True)
-    run = _Run(model, tokenizer, text, training, place, claim, cache, measure, console)
+    run = _Run(model, tokenizer, text, training, place, own, cache, measure, console)
     results, begun = list[StageResult](), 0
     for step, cost in zip(placed, costs, strict=True):
         finished, before = (place / "stages" / f"{number}" for number in (step.number, step.number - 1))
@@ -148,7 +148,7 @@ def grow(
     history = _history(place / "stages", results)
     if processes().is_main_process:
         with explain_full_disk(output.parent):
-            _finish(place, output, claim, results, history)
+            _finish(place, output, own, results, history)
         shutil.rmtree(directory, ignore_errors=True)
         shutil.rmtree(place)
     processes().wait_for_everyone()
@@ -197,14 +197,14 @@ def reading_order(blocks: int, seed: int, start: int, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Run:
-    """What all stages of a run share; ``text`` is the whole corpus."""
+    """What all stages of a run share; ``text`` is the whole corpus, ``own`` what tells the run from others."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     text: Text
     training: Training
     place: Path
-    claim: dict[str, Any]
+    own: dict[str, Any]
     cache: PrefixCache | None
     measure: Callable[[PreTrainedModel], list[Any]] | None
     console: Console
@@ -237,9 +237,9 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[in
         else:
             text = replace(run.text, train=run.text.train.select(order))
         prefix_seconds = round(time.perf_counter() - begun, 2)
-        settings, claim = step.stage.training(run.training, tokens), run.claim | {"stage": step.number}
+        settings, origin = step.stage.training(run.training, tokens), run.own | {"stage": step.number}
         turns, patience = _turns(model, step), step.stage.patience
-        result, final = optimise(model, text, unfinished, settings, claim, run.console, moments, patience, turns)
+        result, final = optimise(model, text, unfinished, settings, origin, run.console, moments, patience, turns)
     require_unchanged(frozen, model)
     if attached is not None:
         lora.merge(attached)
@@ -248,9 +248,9 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[in
         with explain_full_disk(run.place):
             if any(later.stage.keep_moments for later in remaining[1:]):
                 _save_moments(moments | final, run.place)
-            own = {"number": step.number, "depth": step.depth, "prefix_seconds": prefix_seconds}
+            stage = {"number": step.number, "depth": step.depth, "prefix_seconds": prefix_seconds}
             more = {"abilities": run.measure(model)} if run.measure else {}
-            export(model, run.tokenizer, finished, settings, run.claim | {"stage": own}, result, **more)
+            export(model, run.tokenizer, finished, settings, run.own | {"stage": stage}, result, **more)
         shutil.rmtree(unfinished)
     processes().wait_for_everyone()
 
@@ -291,21 +291,6 @@ def _untie(model: PreTrainedModel) -> None:
         head.weight = nn.Parameter(backbone.embedding(model).weight.detach().clone())
         model.config.tie_word_embeddings = False
         model.all_tied_weights_keys = {}
-
-
-def _claim(place: Path, claim: Mapping[str, Any]) -> None:
-    """Make ``place`` this run's own, or find that it is already."""
-    content, path = json.dumps(claim, indent=2, sort_keys=True), place / "growth.json"
-    if path.exists() and path.read_text() != content:
-        raise TreeringError(
-            f"{place} holds an unfinished run of another recipe (see growth.json there). Finish it with that recipe, "
-            "choose another output, or delete it."
-        )
-    processes().wait_for_everyone()
-    if processes().is_main_process:
-        (place / "stages").mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    processes().wait_for_everyone()
 
 
 def _prefix_precision(
@@ -423,7 +408,7 @@ def _history(stages: Path, results: Sequence[StageResult]) -> list[dict[str, Any
 def _finish(
     place: Path,
     output: Path,
-    claim: Mapping[str, Any],
+    own: Mapping[str, Any],
     results: Sequence[StageResult],
     history: Sequence[Mapping[str, Any]],
 ) -> None:
@@ -436,5 +421,5 @@ def _finish(
                     link_or_copy(file, staging / file.name)
         (staging / "history.json").unlink()
         (staging / "history.json").write_text(json.dumps(history))
-        record = dict(claim) | {"stages": [asdict(result) for result in results]}
+        record = dict(own) | {"stages": [asdict(result) for result in results]}
         (staging / "growth.json").write_text(json.dumps(record, indent=2))

@@ -26,7 +26,7 @@ from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.loss import collate, fused_loss
-from treering.training.processes import on_cpu, processes
+from treering.training.processes import claim, on_cpu, processes
 from treering.training.progress import Display, EvaluateAtEnd, Interruption, Plateau, tensorboard
 from treering.training.settings import Training
 from treering.training.turns import Turns
@@ -153,7 +153,8 @@ def optimise(
         )
         trainer.moments = moments or {}
         _keep_quiet(trainer)
-        checkpoint = _claim(unfinished, settings, origin or {}, trainer)
+        claim(unfinished, "run.json", {"settings": settings.model_dump(mode="json"), "origin": origin or {}})
+        checkpoint = get_last_checkpoint(os.fspath(unfinished))
         if checkpoint and trainer.is_world_process_zero():
             console.print(f"  going on from step {checkpoint.rpartition('-')[2]} of an unfinished run")
         trained = trainer.train(resume_from_checkpoint=checkpoint)
@@ -312,23 +313,6 @@ def _keep_quiet(trainer: AtomicTrainer) -> None:
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(callback)
-
-
-def _claim(unfinished: Path, settings: Training, origin: dict[str, Any], trainer: AtomicTrainer) -> str | None:
-    """Make ``unfinished`` this run's own, or find the checkpoint of the same run in it."""
-    claim = json.dumps({"settings": settings.model_dump(mode="json"), "origin": origin}, indent=2, sort_keys=True)
-    path = unfinished / "run.json"
-    if path.exists() and path.read_text() != claim:
-        raise TreeringError(
-            f"{unfinished} holds an unfinished run of another recipe (see run.json there). Finish it with that recipe, "
-            "choose another output, or delete it."
-        )
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        unfinished.mkdir(parents=True, exist_ok=True)
-        path.write_text(claim)
-    trainer.accelerator.wait_for_everyone()
-    return get_last_checkpoint(os.fspath(unfinished))
 
 
 def export(
