@@ -3,9 +3,11 @@
     python benchmarks/growth.py speed       # tokens/s and the cache's share by depth, against monolithic: 15 minutes
     python benchmarks/growth.py memory      # peak memory of a stage at depth 2 and 12, against monolithic: 5 minutes
     python benchmarks/growth.py precision   # what a cache in bfloat16 or int8 costs in bits per byte: 10 minutes
+    python benchmarks/growth.py gap --only "by turns"   # plans tried, against shallow and monolithic: hours
 
 Width 256, 8,192 tokens, blocks of 256, two blocks a stage up to depth 12 (``precision``: 6), on a part of the embedded
-texts. All figures of one command are taken in one run.
+texts. All figures of one command are taken in one run. ``gap``: width 64, 1,024 tokens, six blocks, Russian and
+English; finished runs stay in PLACE and are not made again.
 """
 
 from __future__ import annotations
@@ -25,14 +27,19 @@ from treering import tokenizer as tokenizers
 from treering.corpus import Corpus, Source, prepare, training_texts
 from treering.growth import (
     GrowthResult,
+    Lora,
     Plan,
     Stage,
+    by_turns,
     deepen,
     grow,
     monolithic,
+    revolving,
     seedling,
     stacked,
 )
+from treering.growth.study import StudyRecipe, as_study_table, study
+from treering.output import staged_directory
 from treering.training import Backbone, Training
 
 LANGUAGES = ("ru", "zh", "en")
@@ -42,12 +49,12 @@ TRAINING = Training(tokens=1, batch_tokens=8192, evaluations=1, warmup=0.0)
 
 
 def prepare_place(place: Path) -> None:
-    """A tokenizer of 8,192 tokens, a substrate of width 256, and about 200,000 tokens of text."""
+    """A tokenizer of 8,192 tokens, a substrate of width 256, and about 100,000 tokens of text."""
     texts = {language: training_texts(f"embedded:{language}", 0.05) for language in LANGUAGES}
     tokenizer = tokenizers.train(texts, vocab_size=8192)
     (place / "substrate").mkdir()
     substrates.build(tokenizer, 256, kind="random").save(place / "substrate", tokenizer)
-    sources = [Source(path=f"embedded:{language}", name=language, part="1/8") for language in LANGUAGES]
+    sources = [Source(path=f"embedded:{language}", name=language, part="1/16") for language in LANGUAGES]
     prepare(sources, tokenizer, place / "data", block_size=256, validation=0.02)
 
 
@@ -130,11 +137,78 @@ def precision(place: Path, console: Console, tokens: int = 2_000_000) -> None:
     console.print(table)
 
 
+def lora_windows(turns: int, base: float) -> Plan:
+    """Windows of two blocks from the top down, low-rank updates of all others, merged and renewed at every turn."""
+    order, share = [((5, 6), (3, 4), (1, 2))[turn % 3] for turn in range(turns)], (1 - base) / turns
+    first = [Stage(new="1-2", start="random", share=base, rate=(1.0, 1.0))] if base else []
+    stages = [
+        Stage(
+            new=() if turn else (tuple(range(3, 7)) if base else tuple(range(1, 7))),
+            start="zero" if base else "random",
+            train=window,
+            lora=Lora(rank=8),
+            share=share,
+            keep_moments=True,
+            warmup=0.1 if turn < 3 else 0.05,
+            rate=(_rate(base + turn * share), _rate(base + (turn + 1) * share)),
+        )
+        for turn, window in enumerate(order)
+    ]
+    return Plan(stages=(*first, *stages))
+
+
+def _rate(progress: float, decay: float = 0.2, final: float = 0.1) -> float:
+    return round(1 - (1 - final) * max(0.0, progress - (1 - decay)) / decay, 6)
+
+
+TRIED: dict[str, Plan] = {
+    "stacked, one at a time": stacked(6, 1),
+    "revolving, 3 rounds": revolving(6, 2, base=0.5, rounds=3),
+    "LoRA windows from the start": lora_windows(12, 0.0),
+    "by turns": by_turns(6, 2),
+    "by turns after 20%": by_turns(6, 2, base=0.2),
+    "by turns after 40%": by_turns(6, 2, base=0.4),
+}
+
+
+def gap(place: Path, console: Console, tokens: int, seeds: list[int], rate: float, only: str) -> None:
+    """Share of depth's gain that each plan recovers, for the same tokens."""
+    if not (place / "tokenizer").exists():
+        texts = {language: training_texts(f"embedded:{language}", 0.05) for language in ("ru", "en")}
+        with staged_directory(place / "tokenizer") as staging:
+            tokenizers.save(tokenizers.train(texts, vocab_size=1024), staging)
+    if not (place / "data").exists():
+        sources = [Source(path=f"embedded:{language}", name=language) for language in ("ru", "en")]
+        prepare(sources, tokenizers.load(place / "tokenizer"), place / "data", block_size=128, validation=0.05)
+    recipe = StudyRecipe(
+        tokenizer=str(place / "tokenizer"),
+        data=str(place / "data"),
+        output=str(place / f"{tokens}-{rate}"),
+        backbone=Backbone(preset="tiny"),
+        plan=stacked(6, 2),
+        more={name: plan for name, plan in TRIED.items() if only in name},
+        kinds=("glyph",),
+        equal_compute=False,
+        seeds=tuple(seeds),
+        training=Training(tokens=tokens, batch_tokens=2048, learning_rate=rate, warmup=0.1, evaluations=4),
+        prefix="recompute",
+    )
+    console.print(as_study_table(study(recipe, Console(stderr=True))))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "memory", "precision"))
-    what = parser.parse_args().what
-    console = Console(width=160, highlight=False)
+    parser.add_argument("what", choices=("speed", "memory", "precision", "gap"))
+    parser.add_argument("--place", type=Path, default=Path("runs/gap"), help="of gap: where its runs are kept")
+    parser.add_argument("--tokens", type=int, default=24_000_000, help="of gap: for every run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of gap")
+    parser.add_argument("--rate", type=float, default=3e-3, help="of gap: learning rate")
+    parser.add_argument("--only", default="", help="of gap: plans whose name holds this, beside the baselines")
+    options = parser.parse_args()
+    what, console = options.what, Console(width=160, highlight=False)
+    if what == "gap":
+        gap(options.place, console, options.tokens, options.seeds, options.rate, options.only)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         prepare_place(Path(scratch))
         {"speed": speed, "memory": memory, "precision": precision}[what](Path(scratch), console)
