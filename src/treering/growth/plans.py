@@ -54,7 +54,7 @@ def revolving(
     New blocks start at zero; the rate falls in the last turns alone.
 
     Args:
-        base: share of the tokens for the lowest window alone.
+        base: share of the tokens for the lowest window alone; without, the whole stack stands from the start.
         rounds: how often the windows are gone through.
         order: of the windows in a round, 0 being the lowest; from the top down if not given.
         decay: share of all tokens in which the rate falls, on a line to ``final``.
@@ -63,12 +63,14 @@ def revolving(
     windows = [_span(low, min(low + width - 1, depth)) for low in range(1, depth + 1, width)]
     turns = [windows[i] for _ in range(rounds) for i in (order or range(len(windows) - 1, -1, -1))]
     share = (1 - base) / len(turns)
-    stages = [Stage(new=windows[0], start="random", share=base, rate=(1.0, 1.0))]
+    stages = [Stage(new=windows[0], start="random", share=base, rate=(1.0, 1.0))] if base else []
+    standing = width if base else 0
     for number, window in enumerate(turns):
         begun = base + number * share
         stages.append(
             Stage(
-                new=() if number else _span(width + 1, depth),
+                new=() if number else _span(standing + 1, depth),
+                start="zero" if base else "random",
                 train=window,
                 share=share,
                 keep_moments=keep_moments,

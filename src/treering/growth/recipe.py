@@ -30,11 +30,11 @@ from treering.training.expert import stand_on
 class Way(Schema):
     """A ready way of growing, to a depth of one's own; see ``treering.growth.plans``."""
 
-    way: Literal["monolithic", "stacked", "sliding", "revolving", "turns"]
+    way: Literal["turns", "stacked", "sliding", "revolving", "monolithic"] = "turns"
     depth: PositiveInt
     width: PositiveInt = Field(2, description="blocks that train at once (not of monolithic)")
     slide: PositiveInt = Field(1, description="of sliding: blocks that the window moves up by")
-    base: float = Field(0.5, ge=0, lt=1, description="of revolving, turns: share of tokens for the lowest blocks alone")
+    base: float = Field(0.0, ge=0, lt=1, description="of revolving, turns: share of tokens for the lowest blocks alone")
     rounds: PositiveInt = Field(1, description="of revolving: how often the window goes through the stack")
     turn: PositiveInt = Field(25, description="of turns: steps before the next blocks train")
     budget: PositiveInt | None = Field(None, description="active parameters, never exceeded")
@@ -56,14 +56,14 @@ PLANS: dict[str, Way] = {
     "paper-9": Way(way="stacked", depth=9, width=3),
     "paper-16": Way(way="stacked", depth=16, width=1),
     "sliding-6": Way(way="sliding", depth=6, width=2, slide=1),
-    "revolving-6": Way(way="revolving", depth=6, width=2),
-    "revolving-12": Way(way="revolving", depth=12, width=2),
-    "turns-6": Way(way="turns", depth=6, width=2, base=0.2),
-    "turns-12": Way(way="turns", depth=12, width=2, base=0.2),
+    "revolving-6": Way(way="revolving", depth=6, width=2, base=0.5, rounds=3),
+    "revolving-12": Way(way="revolving", depth=12, width=2, base=0.5, rounds=3),
+    "turns-6": Way(way="turns", depth=6, width=2),
+    "turns-12": Way(way="turns", depth=12, width=2),
     "shallow-2": Way(way="monolithic", depth=2),
     "monolithic-6": Way(way="monolithic", depth=6),
 }
-"""By name: the paper's (one block at a time to six, and to sixteen; three at a time to nine), ours, and baselines."""
+"""By name: the paper's (one block at a time to six and to sixteen, three at a time to nine), ours, and baselines."""
 
 
 def _known_plan(value: Any) -> Any:
@@ -100,7 +100,7 @@ class GrowthRecipe(Schema):
     data: str = Field(description="directory of the prepared corpus")
     output: str = Field(description="directory of the grown model")
     backbone: Backbone = Field(Backbone(), description="of a fresh model; its depth is the plan's")
-    plan: PlanField
+    plan: PlanField = Field(Way(depth=6), description="a ready one's name, a way, or stages")
     training: Training = Training(epochs=1)
     prefix: Prefix = "auto"
     prefix_directory: str | None = Field(None, description="of the cache; beside the output if not given")
