@@ -76,7 +76,7 @@ def _known_plan(value: Any) -> Any:
 
 
 def _kind_of_plan(value: Any) -> str:
-    return TAG + ("way" if isinstance(value, Way) or (isinstance(value, dict) and "way" in value) else "stages")
+    return TAG + ("stages" if isinstance(value, Plan) or (isinstance(value, dict) and "stages" in value) else "way")
 
 
 PlanField = Annotated[
