@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 
 @pytest.mark.slow
-def test_two_processes_grow_as_one(substrate, tokenizer, corpus, tmp_path):
+@pytest.mark.parametrize("way", ["stacked", "turns"])
+def test_two_processes_grow_as_one(substrate, tokenizer, corpus, tmp_path, way):
     """Two gloo processes with 128 tokens each, against one with two accumulated passes of 128: the same data.
 
     Each of the two makes its part of the prefix cache.
@@ -24,7 +25,7 @@ def test_two_processes_grow_as_one(substrate, tokenizer, corpus, tmp_path):
         "data": str(Path(corpus.train.cache_files[0]["filename"]).parent),
         "output": "",
         "backbone": {"preset": "tiny"},
-        "plan": {"way": "stacked", "depth": 2, "width": 1},
+        "plan": {"way": way, "depth": 2, "width": 1, "turn": 2},
         "training": {"tokens": 2048, "batch_tokens": 256, "micro_batch_tokens": 128, "evaluations": 1},
         "prefix": "float32",
     }

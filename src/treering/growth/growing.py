@@ -146,6 +146,7 @@ def grow(
         begun += results[-1].tokens // text.block_size
     _restore(model, place / "stages" / f"{len(placed)}")
     history = _history(place / "stages", results)
+    processes().wait_for_everyone()  # before what all read is taken away
     if processes().is_main_process:
         with explain_full_disk(output.parent):
             _finish(place, output, own, results, history)
