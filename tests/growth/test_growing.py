@@ -11,6 +11,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, set_seed
 
 from treering import backbone
+from treering import tokenizer as tokenizers
+from treering.composition import compose_directories
 from treering.errors import Interrupted, TreeringError
 from treering.growth import Lora, Plan, Stage, deepen, grow, monolithic, reading_order, revolving, stacked, survey
 from treering.growth.plan import Turns
@@ -276,6 +278,21 @@ def test_all_plans_take_the_steps_of_one_run(fresh, corpus, settings):
     for plan in (monolithic(3), stacked(7), revolving(6, 2, rounds=1)):
         _, costs = survey(fresh(), corpus, plan, settings)
         assert sum(cost.tokens for cost in costs) == 3072
+
+
+def test_a_grown_model_is_an_expert_as_any_other(growing, fresh, settings, tmp_path, expert, tokenizer, corpus):
+    origin = {"data": corpus.manifest.model_dump(mode="json")}
+    growing(fresh(), tmp_path / "grown", stacked(2), settings, origin=origin)
+    expert(1).save_pretrained(tmp_path / "other")
+    tokenizers.save(tokenizer, tmp_path / "other")
+    joined = compose_directories({"grown": tmp_path / "grown", "other": tmp_path / "other"}, tmp_path / "joined")
+    record = joined.config.experts[0]
+    assert record["data"] == origin["data"]
+    assert record["training"]["measured"]["tokens"] == 3072
+    assert record["training"]["settings"]["tokens"] == 3072
+    assert record["training"]["origin"]["growth"]["stage"]["number"] == 2
+    stage = json.loads((tmp_path / "grown" / "stages" / "2" / "training.json").read_text())
+    assert stage["measured"]["tokens"] == 1536
 
 
 def test_too_few_tokens_for_a_stage(fresh, corpus, settings):

@@ -59,6 +59,7 @@ class StageResult:
     total: int
     active: int
     flops: float
+    steps: int
     tokens: int
     seconds: float
     prefix_seconds: float
@@ -249,9 +250,12 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[in
         with explain_full_disk(run.place):
             if any(later.stage.keep_moments for later in remaining[1:]):
                 _save_moments(moments | final, run.place)
-            stage = {"number": step.number, "depth": step.depth, "prefix_seconds": prefix_seconds}
+            growth = {
+                "plan": run.own["plan"],
+                "stage": {"number": step.number, "depth": step.depth, "prefix_seconds": prefix_seconds},
+            }
             more = {"abilities": run.measure(model)} if run.measure else {}
-            export(model, run.tokenizer, finished, settings, run.own | {"stage": stage}, result, **more)
+            export(model, run.tokenizer, finished, settings, run.own["origin"] | {"growth": growth}, result, **more)
         shutil.rmtree(unfinished)
     processes().wait_for_everyone()
 
@@ -388,9 +392,10 @@ def _result(finished: Path, cost: StageCost) -> StageResult:
         total=cost.total,
         active=cost.active,
         flops=cost.flops * measured["tokens"] / cost.tokens,
+        steps=measured["steps"],
         tokens=measured["tokens"],
         seconds=measured["seconds"],
-        prefix_seconds=record["origin"]["stage"]["prefix_seconds"],
+        prefix_seconds=record["origin"]["growth"]["stage"]["prefix_seconds"],
         tokens_per_second=measured["tokens_per_second"],
         validation_bits_per_byte=measured["validation_bits_per_byte"],
     )
@@ -420,7 +425,15 @@ def _finish(
                 link_or_copy(file, staging / "stages" / file.parent.name / file.name)
                 if result is results[-1]:
                     link_or_copy(file, staging / file.name)
-        (staging / "history.json").unlink()
-        (staging / "history.json").write_text(json.dumps(history))
+        # Of the whole run, what a run of one stage would say; linked files are replaced, never written to.
+        training = json.loads((staging / "training.json").read_text()) | {"settings": own["training"]}
+        training["measured"] |= {
+            "steps": sum(result.steps for result in results),
+            "tokens": sum(result.tokens for result in results),
+            "seconds": round(sum(result.seconds + result.prefix_seconds for result in results), 2),
+        }
+        for name, content in (("training", training), ("history", history)):
+            (staging / f"{name}.json").unlink()
+            (staging / f"{name}.json").write_text(json.dumps(content, indent=None if name == "history" else 2))
         record = dict(own) | {"stages": [asdict(result) for result in results]}
         (staging / "growth.json").write_text(json.dumps(record, indent=2))
