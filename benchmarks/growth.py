@@ -126,7 +126,7 @@ def _peak(place: Path, case: tuple[Plan, int] | None) -> float:
     return int(status["VmHWM"].split()[0]) / 2**10
 
 
-def precision(place: Path, console: Console, tokens: int = 2_000_000) -> None:
+def precision(place: Path, console: Console, tokens: int = 400_000) -> None:
     """The same plan on the same text from caches of every precision."""
     table = Table("prefix", "validation bits/byte", "above recomputed", box=None)
     reference = None

@@ -168,8 +168,18 @@ class PrefixCache:
 
     def path(self, model: PreTrainedModel, below: int) -> Path:
         """Where the hidden states after the lowest ``below`` blocks of ``model`` stand, or would stand."""
-        claim = [self._identity, self.rows, self.positions, self.precision, below, _computation(model, below)]
-        return self.directory / f"{hashlib.sha256(json.dumps(claim).encode()).hexdigest()[:32]}.hidden"
+        return self.paths(model, [below])[below]
+
+    def paths(self, model: PreTrainedModel, depths: Iterable[int]) -> dict[int, Path]:
+        """`path` after each of so many blocks; every weight is looked at once."""
+        depths = sorted(depths)
+        modules = [backbone.embedding(model), *backbone.blocks(model)][: max(depths, default=0) + 1]
+        weights, found = [_digest(module) for module in modules], dict[int, Path]()
+        for below in depths:
+            whole = [self._identity, self.rows, self.positions, self.precision, _configuration(model, below)]
+            name = hashlib.sha256(json.dumps([*whole, weights[: below + 1]]).encode()).hexdigest()[:32]
+            found[below] = self.directory / f"{name}.hidden"
+        return found
 
     def states(self, model: PreTrainedModel, below: int, console: Console | None = None) -> HiddenStates:
         """The hidden states after the lowest ``below`` blocks, from their file, which is made if it is not there.
@@ -180,16 +190,18 @@ class PrefixCache:
         Raises:
             TreeringError: no space is left, or a file that it is made from is damaged.
         """
-        path = self.path(model, below)
-        if not path.exists():
+        paths = self.paths(model, range(1, below + 1))
+        if not paths[below].exists():
+            lower = max((low for low, path in paths.items() if path.exists()), default=0)
+            source = self._open(paths[lower], model) if lower else None
             with explain_full_disk(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
-                self._make(model, below, path, console or Console(quiet=True))
-        return self._open(path, model)
+                self._make(model, lower, source, below, paths[below], console or Console(quiet=True))
+        return self._open(paths[below], model)
 
     def keep_only(self, model: PreTrainedModel, depths: Iterable[int]) -> None:
         """Remove all files but those after so many blocks of ``model``."""
-        kept = {self.path(model, below) for below in depths}
+        kept = set(self.paths(model, depths).values())
         for path in [*self.directory.glob("*.hidden"), *self.directory.glob("*.hidden.partial")]:
             if path not in kept:
                 path.unlink(missing_ok=True)
@@ -197,10 +209,17 @@ class PrefixCache:
     def _open(self, path: Path, model: PreTrainedModel) -> HiddenStates:
         return HiddenStates(path, self.rows, self.positions, model.config.hidden_size, self.precision)
 
-    def _make(self, model: PreTrainedModel, below: int, path: Path, console: Console) -> None:
+    def _make(
+        self,
+        model: PreTrainedModel,
+        lower: int,
+        source: HiddenStates | None,
+        below: int,
+        path: Path,
+        console: Console,
+    ) -> None:
+        """Fill the file of depth ``below`` from the ``source`` of depth ``lower``, or from the tokens."""
         group, partial = processes(), path.with_name(path.name + ".partial")
-        lower = next((low for low in range(below - 1, 0, -1) if self.path(model, low).exists()), 0)
-        source = self._open(self.path(model, lower), model) if lower else None
         if group.is_main_process:
             self._reserve(partial, model)
         group.wait_for_everyone()
@@ -247,15 +266,14 @@ class PrefixCache:
         return states.cpu()
 
 
-def _computation(model: PreTrainedModel, below: int) -> list[Any]:
-    """What the hidden states after ``below`` blocks follow from, beside the tokens."""
-    # What the depth changes, and what merely saving a model does: weights tell their own precision.
+def _configuration(model: PreTrainedModel, below: int) -> str:
+    """What of the configuration the hidden states after ``below`` blocks follow from."""
+    # Not what the depth changes, nor what merely saving a model does: weights tell their own precision.
     volatile = ("num_hidden_layers", "_name_or_path", "transformers_version", "treering", "architectures", "dtype")
     config = {name: value for name, value in model.config.to_dict().items() if name not in volatile}
     if config.get("layer_types"):
         config["layer_types"] = config["layer_types"][:below]
-    lower = [backbone.embedding(model), *list(backbone.blocks(model))[:below]]
-    return [json.dumps(config, sort_keys=True, default=str), *(_digest(module) for module in lower)]
+    return json.dumps(config, sort_keys=True, default=str)
 
 
 def _digest(module: nn.Module) -> str:
