@@ -27,12 +27,14 @@ from treering import backbone
 from treering.errors import TreeringError
 from treering.growth.blocks import only
 from treering.output import explain_full_disk
-from treering.training.processes import processes
+from treering.training.processes import on_cpu, processes
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Prefix = Precision | Literal["auto", "recompute"]
 BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
-TOKENS_AT_ONCE = 8192
+TOKENS_AT_ONCE = 2048 if on_cpu() else 2**15
+"""Of a forward pass that fills the cache; a CPU is a fifth faster where the activations fit into its own caches."""
+
 CHECKSUM = 4
 
 
