@@ -38,6 +38,7 @@ from treering.growth import (
     seedling,
     stacked,
 )
+from treering.growth.plans import falling_rate
 from treering.growth.study import StudyRecipe, as_study_table, study
 from treering.output import staged_directory
 from treering.training import Backbone, Training
@@ -150,15 +151,11 @@ def lora_windows(turns: int, base: float) -> Plan:
             share=share,
             keep_moments=True,
             warmup=0.1 if turn < 3 else 0.05,
-            rate=(_rate(base + turn * share), _rate(base + (turn + 1) * share)),
+            rate=(falling_rate(base + turn * share, 0.2, 0.1), falling_rate(base + (turn + 1) * share, 0.2, 0.1)),
         )
         for turn, window in enumerate(order)
     ]
     return Plan(stages=(*first, *stages))
-
-
-def _rate(progress: float, decay: float = 0.2, final: float = 0.1) -> float:
-    return round(1 - (1 - final) * max(0.0, progress - (1 - decay)) / decay, 6)
 
 
 TRIED: dict[str, Plan] = {

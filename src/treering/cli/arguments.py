@@ -27,6 +27,20 @@ def pairs(entries: Sequence[str] | None, what: str) -> list[tuple[str, str]]:
     return [(name, text) for name, _, text in (entry.partition("=") for entry in entries or [])]
 
 
+def texts_to_measure(
+    files: Sequence[str] | None, corpora: Sequence[str] | None, limit: int | None
+) -> dict[str, list[str]]:
+    """`texts` of which there must be one.
+
+    Raises:
+        TreeringError: there is none, or one cannot be read.
+    """
+    found = texts(files, corpora, limit)
+    if not found:
+        raise TreeringError("Nothing to measure on: give --data DIR (held-out documents) or --text NAME=FILE.")
+    return found
+
+
 def texts(
     files: Sequence[str] | None,
     corpora: Sequence[str] | None,

@@ -28,13 +28,10 @@ def bits(
 
     from treering.cli.console import progress, results
     from treering.composition import load_model
-    from treering.errors import TreeringError
     from treering.evaluation import Row, as_table, bits_per_byte, uniform_bits_per_byte
     from treering.tokenizer import load
 
-    texts = arguments.texts(text, data, limit)
-    if not texts:
-        raise TreeringError("Nothing to measure on: give --data DIR (held-out documents) or --text NAME=FILE.")
+    texts = arguments.texts_to_measure(text, data, limit)
     console = progress()
     rows: list[Row] = []
     for entry in models:
@@ -73,14 +70,11 @@ def forgetting(
 
     from treering.cli.console import progress, results
     from treering.composition import load_model
-    from treering.errors import TreeringError
     from treering.evaluation import as_change_table, as_table, code_switched, measure_forgetting, require_composition
     from treering.tokenizer import load
 
     model, tokenizer = require_composition(load_model(composition)), load(composition)
-    texts = arguments.texts(text, data, limit)
-    if not texts:
-        raise TreeringError("Nothing to measure on: give --data DIR (held-out documents) or --text NAME=FILE.")
+    texts = arguments.texts_to_measure(text, data, limit)
     extra = {"switched": code_switched(data or [])[:limit]} if switched else {}
     told: dict[str, list[str]] = {}
     for name, its in arguments.pairs(own, "TEXT"):
@@ -111,14 +105,11 @@ def abilities(
 
     from treering.cli.console import progress, results
     from treering.composition import load_model
-    from treering.errors import TreeringError
     from treering.evaluation import Ability, as_abilities_table
     from treering.evaluation import abilities as measure
     from treering.tokenizer import load
 
-    texts = arguments.texts(text, data, limit)
-    if not texts:
-        raise TreeringError("Nothing to measure on: give --data DIR (held-out documents) or --text NAME=FILE.")
+    texts = arguments.texts_to_measure(text, data, limit)
     found: list[Ability] = []
     for entry in models:
         name, path = arguments.named(entry)

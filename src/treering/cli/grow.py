@@ -33,7 +33,7 @@ def grow(
     (results() if dry_run else console).print(as_table(costs))
     if dry_run:
         return
-    result = grow_recipe(chosen, console)
+    result = grow_recipe(chosen, console, found)
     loss_curves({Path(chosen.output).name: result.history}).savefig(Path(chosen.output) / "growth.png", dpi=144)
     last = result.stages[-1]
     console.print(

@@ -33,7 +33,7 @@ def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", 
     old, config = list(backbone.blocks(model)), model.config
     depth = len(old) + len(new)
     layer_types = getattr(config, "layer_types", None)
-    fresh = fresh_blocks(config, len(new))
+    fresh = list(backbone.blocks(fresh_model(config, len(new))))
     sample = next(model.parameters())
     stack, kinds, left = list[nn.Module](), list[str](), iter(zip(old, layer_types or [""] * len(old), strict=True))
     for position in range(1, depth + 1):
@@ -62,13 +62,13 @@ def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", 
         config.layer_types = kinds
 
 
-def fresh_blocks(config: PreTrainedConfig, count: int) -> list[nn.Module]:
-    """Blocks as transformers makes and initialises them, of a model that has next to nothing else."""
+def fresh_model(config: PreTrainedConfig, count: int) -> PreTrainedModel:
+    """Blocks as transformers makes and initialises them, in a model of one token."""
     small = copy.deepcopy(config)
     small.num_hidden_layers, small.vocab_size, small.pad_token_id = count, 1, None
     if layer_types := getattr(config, "layer_types", None):
         small.layer_types = [layer_types[0]] * count
-    return list(backbone.blocks(AutoModelForCausalLM.from_config(small)))
+    return AutoModelForCausalLM.from_config(small)
 
 
 def _scale_outputs(block: nn.Module, factor: float) -> None:

@@ -11,8 +11,9 @@ from rich.table import Table
 from torch import nn
 from transformers import PreTrainedConfig
 
+from treering import backbone
 from treering.errors import TreeringError
-from treering.growth.blocks import fresh_blocks
+from treering.growth.blocks import fresh_model
 from treering.growth.plan import Lora, Plan, Step, blocks_text, trained_text
 
 ADAM = 8
@@ -81,18 +82,23 @@ class StageCost:
 def shape_of(config: PreTrainedConfig, positions: int) -> Shape:
     """Count the parts of a model of this configuration, whatever its depth, without making it."""
     with torch.device("meta"):
-        block = fresh_blocks(config, 1)[0]
+        model = fresh_model(config, 1)
+    block = backbone.blocks(model)[0]
     linear = [(n.rpartition(".")[2], m) for n, m in block.named_modules() if isinstance(m, nn.Linear)]
     embedding = config.vocab_size * config.hidden_size
     return Shape(
         embedding=embedding,
-        block=sum(p.numel() for p in block.parameters()),
+        block=_size(block),
         linear=tuple((name, module.in_features, module.out_features) for name, module in linear),
-        norm=config.hidden_size * (2 if config.model_type == "gpt_neox" else 1),
+        norm=_size(backbone.final_norm(model)),
         head=embedding,
         width=config.hidden_size,
         positions=positions,
     )
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def count(

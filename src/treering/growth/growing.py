@@ -36,8 +36,8 @@ from treering.training.run import (
     Moments,
     Text,
     blocks_per_step,
-    digests,
     export,
+    frozen_digests,
     optimise,
     require_fit,
     require_unchanged,
@@ -126,7 +126,16 @@ def grow(
         "origin": origin or {},
     }
     claim(place, "growth.json", own)
-    precision = _prefix_precision(place, prefix, costs, held, model, corpus, directory, console)
+    choice = choose_precision(
+        prefix,
+        saved=sum(cost.prefix_flops for cost in costs),
+        spent=cache_flops(costs, held, shape_of(model.config, corpus.manifest.block_size)),
+        numbers=held * model.config.hidden_size,
+        directory=directory,
+    )
+    precision, why = _first_choice(place / "prefix.json", choice)
+    if any(step.below for step in placed):
+        console.print(f"  the frozen prefix is {why}", highlight=False)
     cache = PrefixCache(directory, blocks, _identity(corpus, validation), precision) if precision else None
     text = Text(corpus.train, validation, bytes_per_token, corpus.manifest.block_size, in_order=True)
     run = _Run(model, tokenizer, text, training, place, own, cache, measure, console)
@@ -224,7 +233,7 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[in
     unfinished = finished.with_name(f"{step.number}.unfinished")
     table_trains = _table_trains(model) and step.number == 1
     attached = _set_trainable(model, step, table_trains)
-    frozen = digests(model, trained=False)
+    frozen = frozen_digests(model)
     with ExitStack() as stack:
         if run.cache and step.below and not table_trains:
             hidden = run.cache.states(model, step.below, run.console)
@@ -298,38 +307,15 @@ def _untie(model: PreTrainedModel) -> None:
         model.all_tied_weights_keys = {}
 
 
-def _prefix_precision(
-    place: Path,
-    asked: Prefix,
-    costs: Sequence[StageCost],
-    held: int,
-    model: PreTrainedModel,
-    corpus: corpora.Corpus,
-    directory: Path,
-    console: Console,
-) -> Precision | None:
-    """How the prefix is cached in this run: as was chosen when it began, whatever the disk has free by now.
-
-    Args:
-        held: tokens that a cache would hold.
-    """
-    path = place / "prefix.json"
+def _first_choice(path: Path, choice: tuple[Precision | None, str]) -> tuple[Precision | None, str]:
+    """What was chosen when the run began, whatever the disk has free by now."""
     if not path.exists():
-        choice = choose_precision(
-            asked,
-            saved=sum(cost.prefix_flops for cost in costs),
-            spent=cache_flops(costs, held, shape_of(model.config, corpus.manifest.block_size)),
-            numbers=held * model.config.hidden_size,
-            directory=directory,
-        )
         processes().wait_for_everyone()
         if processes().is_main_process:
             path.write_text(json.dumps(choice))
         processes().wait_for_everyone()
     precision, why = json.loads(path.read_text())
-    if any(cost.step.below for cost in costs):
-        console.print(f"  the frozen prefix is {why}", highlight=False)
-    return precision
+    return precision, why
 
 
 def _identity(corpus: corpora.Corpus, validation: Dataset) -> str:

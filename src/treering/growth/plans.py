@@ -75,7 +75,7 @@ def revolving(
                 share=share,
                 keep_moments=keep_moments,
                 warmup=0.0 if keep_moments and number >= len(windows) else 0.1,
-                rate=(_rate(begun, decay, final), _rate(begun + share, decay, final)),
+                rate=(falling_rate(begun, decay, final), falling_rate(begun + share, decay, final)),
             )
         )
     return Plan(stages=tuple(stages))
@@ -95,7 +95,7 @@ def by_turns(depth: int, width: int, turn: int = 25, base: float = 0.0) -> Plan:
     return Plan(stages=(low, whole))
 
 
-def _rate(progress: float, decay: float, final: float) -> float:
+def falling_rate(progress: float, decay: float, final: float) -> float:
     """Share of the highest rate after ``progress`` of all tokens: constant, then a line down to ``final``."""
     return round(1 - (1 - final) * max(0.0, progress - (1 - decay)) / decay, 6) if decay else 1.0
 

@@ -28,6 +28,7 @@ from treering.errors import TreeringError
 from treering.growth.blocks import only
 from treering.output import explain_full_disk
 from treering.training.processes import on_cpu, processes
+from treering.training.run import digest
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Prefix = Precision | Literal["auto", "recompute"]
@@ -176,7 +177,7 @@ class PrefixCache:
         """`path` after each of so many blocks; every weight is looked at once."""
         depths = sorted(depths)
         modules = [backbone.embedding(model), *backbone.blocks(model)][: max(depths, default=0) + 1]
-        weights, found = [_digest(module) for module in modules], dict[int, Path]()
+        weights, found = [_weights(module) for module in modules], dict[int, Path]()
         for below in depths:
             whole = [self._identity, self.rows, self.positions, self.precision, _configuration(model, below)]
             name = hashlib.sha256(json.dumps([*whole, weights[: below + 1]]).encode()).hexdigest()[:32]
@@ -278,12 +279,8 @@ def _configuration(model: PreTrainedModel, below: int) -> str:
     return json.dumps(config, sort_keys=True, default=str)
 
 
-def _digest(module: nn.Module) -> str:
-    content = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        content.update(f"{name} {parameter.dtype}".encode())
-        content.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return content.hexdigest()
+def _weights(module: nn.Module) -> list[str]:
+    return [f"{name} {parameter.dtype} {digest(parameter)}" for name, parameter in module.named_parameters()]
 
 
 def choose_precision(

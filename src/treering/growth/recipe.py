@@ -162,16 +162,20 @@ def begin(recipe: GrowthRecipe) -> Beginning:
     return Beginning(model, tokenizer, corpus, origin | {"backbone": model.config.to_dict()})
 
 
-def grow_recipe(recipe: GrowthRecipe, console: Console | None = None) -> GrowthResult:
+def grow_recipe(recipe: GrowthRecipe, console: Console | None = None, begun: Beginning | None = None) -> GrowthResult:
     """Run a growth recipe; see ``treering.growth.grow``.
+
+    Args:
+        begun: what `begin` made of the recipe, if it is there already.
 
     Raises:
         TreeringError: see `begin` and ``treering.growth.grow``.
     """
-    found = begin(recipe)
+    found = begun or begin(recipe)
+    texts = held_out_texts([recipe.data])
 
     def measure(model: PreTrainedModel) -> list[Any]:
-        return abilities(Path(recipe.output).name, model, found.tokenizer, held_out_texts([recipe.data]))
+        return abilities(Path(recipe.output).name, model, found.tokenizer, texts)
 
     return grow(
         found.model,

@@ -94,7 +94,9 @@ def train(
     unfinished = output.with_name(output.name + ".unfinished")
     validation, bytes_per_token = validation_blocks(corpus, tokenizer)
     text = Text(corpus.train, validation, bytes_per_token, corpus.manifest.block_size)
+    frozen = frozen_digests(model)
     result, _ = optimise(model, text, unfinished, settings, origin, console)
+    require_unchanged(frozen, model)
     if processes().is_main_process:
         with explain_full_disk(output.parent):
             export(model, tokenizer, output, settings, origin or {}, result)
@@ -131,7 +133,7 @@ def optimise(
     console = console or Console()
     arguments = _arguments(settings, text, unfinished)
     arguments.ddp_find_unused_parameters = turns is not None
-    tokens_per_step = _tokens_per_step(arguments, text.block_size)
+    tokens_per_step = blocks_per_step(settings, text.block_size) * text.block_size
     interruption = Interruption()
     display = Display(tokens_per_step, text.bytes_per_token, console)
     callbacks: list[TrainerCallback] = [display, interruption, EvaluateAtEnd()]
@@ -141,7 +143,6 @@ def optimise(
         callbacks.append(turns)
     if settings.tensorboard:
         callbacks.append(tensorboard(unfinished.with_suffix(".tensorboard")))
-    frozen = digests(model, trained=False)
     with fused_loss(model), explain_full_disk(unfinished.parent):
         trainer = AtomicTrainer(
             model=model,
@@ -163,7 +164,6 @@ def optimise(
                 f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
                 "Run the same command again to go on from there."
             )
-    require_unchanged(frozen, model)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     result = TrainingResult(
         steps=trainer.state.global_step,
@@ -176,9 +176,9 @@ def optimise(
     return result, trainer.final_moments()
 
 
-def digests(model: nn.Module, trained: bool) -> dict[str, str]:
-    """SHA-256 of the parameters that do (or do not) require gradients, by name."""
-    return {name: _digest(p) for name, p in model.named_parameters() if p.requires_grad == trained}
+def frozen_digests(model: nn.Module) -> dict[str, str]:
+    """SHA-256 of the parameters that do not require gradients, by name."""
+    return {name: digest(p) for name, p in model.named_parameters() if not p.requires_grad}
 
 
 def require_unchanged(before: Mapping[str, str], model: nn.Module) -> None:
@@ -187,7 +187,7 @@ def require_unchanged(before: Mapping[str, str], model: nn.Module) -> None:
     Raises:
         AssertionError: some are not; a fault of the program, never of the user.
     """
-    if changed := [name for name, digest in before.items() if _digest(model.get_parameter(name)) != digest]:
+    if changed := [name for name, known in before.items() if digest(model.get_parameter(name)) != known]:
         raise AssertionError(f"frozen parameters changed in training: {changed}")
 
 
@@ -303,11 +303,6 @@ def _warmup_steps(settings: Training, steps: int) -> int:
     return math.ceil(settings.warmup * steps)
 
 
-def _tokens_per_step(arguments: TrainingArguments, block_size: int) -> int:
-    sequences = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return sequences * block_size
-
-
 def _keep_quiet(trainer: AtomicTrainer) -> None:
     """Drop the Trainer's own printing; the display shows the same figures, for people."""
     for callback in list(trainer.callback_handler.callbacks):
@@ -339,6 +334,7 @@ def export(
             (staging / f"{name}.json").write_text(json.dumps(content))
 
 
-def _digest(parameter: Tensor) -> str:
+def digest(parameter: Tensor) -> str:
+    """SHA-256 of a parameter's bytes, in hex."""
     flat = parameter.detach().cpu().contiguous().view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
