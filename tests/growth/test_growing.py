@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from itertools import islice, pairwise
 
@@ -15,6 +16,7 @@ from treering import tokenizer as tokenizers
 from treering.composition import compose_directories
 from treering.errors import Interrupted, TreeringError
 from treering.growth import Lora, Plan, Stage, deepen, grow, monolithic, reading_order, revolving, stacked, survey
+from treering.growth import growing as growing_module
 from treering.growth.plan import Turns
 from treering.growth.prefix import PrefixCache
 from treering.training import Training
@@ -262,6 +264,32 @@ def test_moments_go_on_only_where_asked(growing, fresh, settings, tmp_path, monk
     assert layers == [{"2"}, {"0", "2"}]  # block 2 moved up; what was trained without keeping is forgotten
     assert all("lm_head.weight" in moments for moments in given[2:])
     assert given[2]["lm_head.weight"]["step"] == 3
+
+
+def test_a_stage_killed_as_it_is_stored_begins_with_the_moments_it_had(growing, fresh, settings, tmp_path, monkeypatch):
+    settings = settings.model_copy(update={"checkpoint_steps": 100})  # so that the stage begins again from nothing
+    plan = Plan(
+        stages=(
+            Stage(new="1", start="random", share=1 / 3),
+            Stage(train="1", share=1 / 3, keep_moments=True),
+            Stage(train="1", share=1 / 3, keep_moments=True),
+        )
+    )
+    growing(fresh(), tmp_path / "whole", plan, settings)
+
+    def die(model, tokenizer, output, *args, export=growing_module.export, **more):
+        if output.name == "2":
+            raise KeyboardInterrupt
+        export(model, tokenizer, output, *args, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(growing_module, "export", die)
+        growing(fresh(), tmp_path / "parts", plan, settings)
+    for checkpoint in (tmp_path / "parts.unfinished" / "stages").glob("2.unfinished/checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    growing(fresh(), tmp_path / "parts", plan, settings)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("parts", "whole")]
+    assert weights[0] == weights[1]
 
 
 def test_a_stage_ends_early_on_a_plateau(growing, fresh, settings, tmp_path):

@@ -45,8 +45,6 @@ from treering.training.run import (
 )
 from treering.training.turns import Turns
 
-MOMENTS = "moments.safetensors"
-
 
 @dataclass(frozen=True)
 class StageResult:
@@ -145,7 +143,7 @@ def grow(
         moments = Moments()
         if not finished.exists() and step.number > 1:
             _restore(model, before)
-            moments = _moved(_load_moments(place), step, model)
+            moments = _moved(_load_moments(_moments_file(place, step.number - 1)), step, model)
         set_seed(training.seed + step.number)
         deepen(model, step.stage.new, step.stage.start, training.residual_init)
         if not finished.exists():
@@ -258,13 +256,14 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[in
     if processes().is_main_process:
         with explain_full_disk(run.place):
             if any(later.stage.keep_moments for later in remaining[1:]):
-                _save_moments(moments | final, run.place)
+                _save_moments(moments | final, _moments_file(run.place, step.number))
             growth = {
                 "plan": run.own["plan"],
                 "stage": {"number": step.number, "depth": step.depth, "prefix_seconds": prefix_seconds},
             }
             more = {"abilities": run.measure(model)} if run.measure else {}
             export(model, run.tokenizer, finished, settings, run.own["origin"] | {"growth": growth}, result, **more)
+        _moments_file(run.place, step.number - 1).unlink(missing_ok=True)
         shutil.rmtree(unfinished)
     processes().wait_for_everyone()
 
@@ -329,16 +328,21 @@ def _restore(model: PreTrainedModel, checkpoint: Path) -> None:
     model.load_state_dict(type(model).from_pretrained(checkpoint, dtype=model.dtype).state_dict())
 
 
-def _save_moments(moments: Moments, place: Path) -> None:
-    partial = place / f"{MOMENTS}.partial"
+def _moments_file(place: Path, stage: int) -> Path:
+    """The optimiser's state after a stage: a file of its own, so that a stage begun again begins as it did before."""
+    return place / f"moments-{stage}.safetensors"
+
+
+def _save_moments(moments: Moments, path: Path) -> None:
+    partial = path.with_suffix(".partial")
     save_file({f"{name}:{key}": value for name, kept in moments.items() for key, value in kept.items()}, partial)
-    partial.rename(place / MOMENTS)
+    partial.rename(path)
 
 
-def _load_moments(place: Path) -> Moments:
+def _load_moments(path: Path) -> Moments:
     moments = Moments()
-    if (place / MOMENTS).exists():
-        for name, value in load_file(place / MOMENTS).items():
+    if path.exists():
+        for name, value in load_file(path).items():
             parameter, _, key = name.rpartition(":")
             moments.setdefault(parameter, {})[key] = value
     return moments
