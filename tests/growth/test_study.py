@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from treering import tokenizer as tokenizers
 from treering.cli.main import app
+from treering.errors import TreeringError
 from treering.growth import stacked
 from treering.growth.study import Run, StudyRecipe, compare, runs
 
@@ -48,6 +49,17 @@ def test_a_study_has_all_baselines_for_equal_tokens_and_equal_compute(recipe):
     assert [stage.new for stage in shallow.plan.stages] == [(1,)]
 
 
+def test_the_shallow_model_has_the_blocks_that_train_at_once(recipe):
+    made = runs(StudyRecipe.model_validate(recipe | {"plan": {"way": "turns", "depth": 6, "width": 2}}))
+    assert {run.plan.stages[0].new for run in made if run.name.startswith("shallow")} == {(1, 2)}
+
+
+def test_two_runs_of_one_name_are_refused(recipe):
+    for name in ("shallow, glyph", "grown glyph"):
+        with pytest.raises(TreeringError, match="Two runs of the study would be called"):
+            runs(StudyRecipe.model_validate(recipe | {"more": {name: "sliding-6"}}))
+
+
 def test_the_share_of_depths_gain(tmp_path):
     """Against the definition by hand, on results written for it."""
     values = {"shallow, glyph": [2.0, 2.2], "monolithic, glyph": [1.5, 1.7], "grown, glyph": [1.9, 2.1]}
@@ -85,6 +97,10 @@ def test_the_command_runs_a_study_and_goes_on_with_one(recipe, tmp_path):
     tables = [_table(place / stage) for stage in "12"]
     start = _table(tmp_path / "study" / "runs" / "grown-glyph-0")
     assert tables[0].equal(tables[1]) and not tables[0].equal(start)  # trained in the first stage, then frozen
+    path.write_text(path.read_text().replace("tokens: 1024", "tokens: 1536"))
+    with pytest.raises(TreeringError, match="was made with another training than the study asks for"):
+        CliRunner().invoke(app, ["study", "growth", str(path)], catch_exceptions=False)
+    path.write_text(path.read_text().replace("tokens: 1536", "tokens: 1024"))
     again = CliRunner().invoke(app, ["study", "growth", str(path)], catch_exceptions=False)
     assert "stage 1 of" not in again.stderr and again.stdout == shown.stdout
 

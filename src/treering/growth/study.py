@@ -20,6 +20,7 @@ from rich.table import Table
 from treering import corpus as corpora
 from treering import substrate as substrates
 from treering.backbone import gpt_neox
+from treering.errors import TreeringError
 from treering.growth import plans
 from treering.growth.cost import ADAM, Shape, count, shape_of
 from treering.growth.plan import Plan, steps
@@ -90,7 +91,8 @@ def study(recipe: StudyRecipe, console: Console | None = None) -> list[Outcome]:
     Leaves ``study.json`` in the output, and every run, with all its stages, in ``runs``.
 
     Raises:
-        TreeringError: see ``treering.growth.grow``.
+        TreeringError: a run that is there is of another plan, training or corpus; two have one name; see also
+            ``treering.growth.grow``.
     """
     console, output = console or Console(), Path(recipe.output)
     tokenizer = load_tokenizer(recipe.tokenizer)
@@ -102,7 +104,9 @@ def study(recipe: StudyRecipe, console: Console | None = None) -> list[Outcome]:
                 substrates.build(tokenizer, width, kind=kind).save(staging, tokenizer)
     made = runs(recipe)
     for number, run in enumerate(made, 1):
-        if not (output / "runs" / run.directory).exists():
+        if (output / "runs" / run.directory).exists():
+            _require_same(output / "runs" / run.directory, _recipe(recipe, run))
+        else:
             console.print(f"[bold]{run.name}[/], seed {run.seed} ({number} of {len(made)})", highlight=False)
             grow_recipe(_recipe(recipe, run), console)
     outcomes = compare(output, made)
@@ -111,9 +115,13 @@ def study(recipe: StudyRecipe, console: Console | None = None) -> list[Outcome]:
 
 
 def runs(recipe: StudyRecipe) -> list[Run]:
-    """All runs of a study: grown, monolithic and shallow for the same tokens, then for the same compute."""
+    """All runs of a study: grown, monolithic and shallow for the same tokens, then for the same compute.
+
+    Raises:
+        TreeringError: two would have one name.
+    """
     plan = as_plan(recipe.plan)
-    depth, width = steps(plan)[-1].depth, max(len(stage.trained) for stage in plan.stages)
+    depth, width = steps(plan)[-1].depth, max(len(window) for stage in plan.stages for window in stage.windows())
     corpus = corpora.Corpus.load(recipe.data)
     whole = recipe.training.tokens or round((recipe.training.epochs or 0) * corpus.manifest.train.tokens)
     named: list[tuple[str, Kind, Plan]] = [
@@ -131,7 +139,27 @@ def runs(recipe: StudyRecipe) -> list[Run]:
             if kind == "glyph" and not name.startswith("monolithic"):
                 tokens = round(whole * budget / _flops(own, whole, shape))
                 found += [Run(f"{name}, equal compute", kind, own, tokens, seed) for seed in recipe.seeds]
+    names = [run.directory for run in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise TreeringError(f"Two runs of the study would be called {twice[0]}. Give the plans under more other names.")
     return found
+
+
+def _require_same(place: Path, recipe: GrowthRecipe) -> None:
+    """Refuse to compare a run that was made by another recipe as if it were this one."""
+    record = json.loads((place / "growth.json").read_text())
+    wanted = {
+        "plan": as_plan(recipe.plan).model_dump(mode="json"),
+        "training": recipe.training.model_dump(mode="json"),
+        "prefix": recipe.prefix,
+    }
+    corpus = corpora.Corpus.load(recipe.data).fingerprint
+    others = [name for name, value in wanted.items() if record[name] != value]
+    if others or record["origin"]["corpus"] != corpus:
+        raise TreeringError(
+            f"{place} was made with another {(others or ['corpus'])[0]} than the study asks for. "
+            "Choose another output, or remove it."
+        )
 
 
 def compare(output: Path, made: Sequence[Run]) -> list[Outcome]:
