@@ -3,11 +3,12 @@
     python benchmarks/growth.py speed       # tokens/s and the cache's share by depth, against monolithic: 15 minutes
     python benchmarks/growth.py memory      # peak memory of a stage at depth 2 and 12, against monolithic: 5 minutes
     python benchmarks/growth.py precision   # what a cache in bfloat16 or int8 costs in bits per byte: 10 minutes
-    python benchmarks/growth.py gap --only "by turns"   # plans tried, against shallow and monolithic: hours
+    python benchmarks/growth.py gap --only looped --rate 6e-3   # plans tried, against shallow and monolithic: hours
+    python benchmarks/growth.py clock --tokens 6000000   # twelve blocks in the same time, against both: an hour
 
 Width 256, 8,192 tokens, blocks of 256, two blocks a stage up to depth 12 (``precision``: 6), on a part of the embedded
-texts. All figures of one command are taken in one run. ``gap``: width 64, 1,024 tokens, six blocks, Russian and
-English; finished runs stay in PLACE and are not made again.
+texts. All figures of one command are taken in one run. ``gap``, ``clock``: width 64, 1,024 tokens, Russian and English;
+finished runs stay in PLACE and are not made again.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from treering.growth import (
     by_turns,
     deepen,
     grow,
+    looped,
     monolithic,
     revolving,
     seedling,
@@ -165,11 +167,14 @@ TRIED: dict[str, Plan] = {
     "by turns": by_turns(6, 2),
     "by turns after 20%": by_turns(6, 2, base=0.2),
     "by turns after 40%": by_turns(6, 2, base=0.4),
+    "looped, then four blocks or two and the head by turns": looped(6, 4, head=True),
+    "looped, then two blocks by turns": looped(6, 2),
+    "three blocks, monolithic": monolithic(3),
 }
 
 
-def gap(place: Path, console: Console, tokens: int, seeds: list[int], rate: float, only: str) -> None:
-    """Share of depth's gain that each plan recovers, for the same tokens."""
+def prepare_small(place: Path) -> None:
+    """A tokenizer of 1,024 tokens and 2.5 M tokens of Russian and English help pages."""
     if not (place / "tokenizer").exists():
         texts = {language: training_texts(f"embedded:{language}", 0.05) for language in ("ru", "en")}
         with staged_directory(place / "tokenizer") as staging:
@@ -177,6 +182,11 @@ def gap(place: Path, console: Console, tokens: int, seeds: list[int], rate: floa
     if not (place / "data").exists():
         sources = [Source(path=f"embedded:{language}", name=language) for language in ("ru", "en")]
         prepare(sources, tokenizers.load(place / "tokenizer"), place / "data", block_size=128, validation=0.05)
+
+
+def gap(place: Path, console: Console, tokens: int, seeds: list[int], rate: float, only: str) -> None:
+    """Share of depth's gain that each plan recovers, for the same tokens."""
+    prepare_small(place)
     recipe = StudyRecipe(
         tokenizer=str(place / "tokenizer"),
         data=str(place / "data"),

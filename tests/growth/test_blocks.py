@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from treering import backbone
+from treering.errors import TreeringError
 from treering.growth import deepen
-from treering.growth.blocks import only
+from treering.growth.blocks import only, tied
 
 IDS = torch.arange(2 * 24).view(2, 24) * 7 % 700
 
@@ -90,3 +91,32 @@ def test_a_part_of_a_model_computes_its_part_and_is_put_back(model):
     torch.testing.assert_close(upper, reference.logits, rtol=1e-5, atol=1e-5)
     assert list(model.state_dict()) == names
     assert logits(model).equal(reference.logits)
+
+
+def test_tied_blocks_are_one_and_then_apart(expert):
+    model = expert(0, 2)
+    deepen(model, (3, 4, 5), "random")
+    names = [name for name, _ in model.named_parameters()]
+    with tied(model, {1: 1, 2: 2, 3: 1, 4: 2, 5: 1}):
+        stack = backbone.blocks(model)
+        assert [list(stack).index(block) for block in stack] == [0, 1, 0, 1, 0]
+        with torch.no_grad():
+            inside = model.eval()(IDS, use_cache=False).logits
+    stack = backbone.blocks(model)
+    for block, leader in ((2, 0), (3, 1), (4, 0)):
+        pairs = zip(stack[block].parameters(), stack[leader].parameters(), strict=True)
+        assert all(p.equal(q) and p is not q for p, q in pairs)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert logits(model).equal(inside)
+    model.generation_config.pad_token_id = 0
+    out = model.generate(IDS[:1, :5], max_new_tokens=12, do_sample=False)
+    assert out.equal(model.generate(IDS[:1, :5], max_new_tokens=12, do_sample=False, use_cache=False))
+
+
+def test_blocks_that_attend_in_different_ways_cannot_be_tied(foreign):
+    model = foreign("qwen3")
+    with (
+        pytest.raises(TreeringError, match=r"Block 2 \(full_attention\) .* block 1 \(sliding_attention\)"),
+        tied(model, {1: 1, 2: 1}),
+    ):
+        pass

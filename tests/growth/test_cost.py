@@ -67,6 +67,24 @@ def test_by_turns_a_window_is_active_and_gradients_go_as_deep_as_it_stands():
     assert cost.flops == 10 * ((4 + (2 + 4) / 2 + 2) * block + 3 * head)
 
 
+def test_where_the_head_takes_turns_the_largest_turn_is_active():
+    config = gpt_neox(PRESETS["tiny"])
+    stage = Stage(new="1-6", start="random", turns=Turns(width=4, head=True), tokens=10)
+    (cost,) = counted(Plan(stages=(stage,)), config)
+    (two,), (four,) = counted(monolithic(2), config), counted(monolithic(4), config)
+    assert two.active < cost.active == four.active - 1024 * 64 - 2 * 64  # four blocks, no head, no norm
+    block, head = 2 * 12 * 64 * 64 + 2 * 64 * 64, 2 * 1024 * 64
+    # Forward through six; gradients through four or six; weights of three on average, and of the head in every other.
+    assert cost.flops == 10 * ((6 + 5 + 3) * block + 2.5 * head)
+
+
+def test_tied_blocks_compute_as_often_as_they_stand_and_are_parameters_once():
+    config = gpt_neox(PRESETS["tiny"])
+    (cost,) = counted(Plan(stages=(Stage(new="1-6", start="random", tied=2, tokens=10),)), config)
+    (two,), (six,) = counted(monolithic(2), config), counted(monolithic(6), config)
+    assert (cost.active, cost.total, cost.flops) == (two.active, six.total, six.flops)
+
+
 def test_what_a_cache_costs_follows_what_is_still_valid():
     shape = shape_of(gpt_neox(PRESETS["tiny"]), 64)
 

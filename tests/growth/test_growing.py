@@ -125,7 +125,7 @@ def test_a_stage_is_a_plain_training_loop(growing, fresh, settings, tmp_path, co
         optimiser = torch.optim.AdamW(trained, 3e-3, betas=(0.9, 0.99), weight_decay=0)
         for _ in range(4):
             ids = torch.tensor(corpus.train.select(list(islice(rows, 4)))["input_ids"])
-            loss = model(ids, labels=ids).loss
+            loss = model(ids, labels=ids, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimiser.step()
@@ -192,8 +192,23 @@ def test_low_rank_updates_are_merged(growing, fresh, settings, tmp_path):
     assert not any("lora" in name for name in after)
 
 
+def plain_losses(model, corpus, parts, turn, steps=12):
+    """By transformers' own forward and an AdamW for each of ``parts``, of which those that ``turn(step)`` says step."""
+    optimisers = [torch.optim.AdamW(part, 3e-3, betas=(0.9, 0.99), weight_decay=0) for part in parts]
+    rows, found = iter(reading_order(len(corpus.train), 0, 0, 48).tolist()), []
+    for step in range(steps):
+        ids = torch.tensor(corpus.train.select(list(islice(rows, 4)))["input_ids"])
+        loss = model(ids, labels=ids, use_cache=False).loss
+        found.append(loss.item())
+        model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for part in turn(step) for p in parts[part]], 1.0)
+        for part in turn(step):
+            optimisers[part].step()
+    return found
+
+
 def test_blocks_by_turns_are_a_loop_over_windows(growing, fresh, settings, tmp_path, corpus):
-    """Against transformers' own forward and one AdamW for each window, all of which also step the head and the norm."""
     settings = settings.model_copy(update={"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0})
     stage = Stage(new="1-3", start="random", turns=Turns(width=2, steps=2), share=1.0)
     growing(fresh(), tmp_path / "out", Plan(stages=(stage,)), settings)
@@ -202,20 +217,95 @@ def test_blocks_by_turns_are_a_loop_over_windows(growing, fresh, settings, tmp_p
     deepen(model, (1, 2, 3), "random")
     stack = backbone.blocks(model)
     always = [*backbone.final_norm(model).parameters(), backbone.head(model).weight]
-    windows = [[*stack[1].parameters(), *stack[2].parameters()], [*stack[0].parameters()]]
-    optimisers = [torch.optim.AdamW(part, 3e-3, betas=(0.9, 0.99), weight_decay=0) for part in (*windows, always)]
-    rows, expected = iter(reading_order(len(corpus.train), 0, 0, 48).tolist()), []
-    for step in range(12):
-        ids = torch.tensor(corpus.train.select(list(islice(rows, 4)))["input_ids"])
-        loss = model(ids, labels=ids).loss
-        expected.append(loss.item())
-        model.zero_grad()
-        loss.backward()
-        turn = step // 2 % 2
-        torch.nn.utils.clip_grad_norm_([*windows[turn], *always], 1.0)
-        optimisers[turn].step()
-        optimisers[2].step()
+    parts = [[*stack[1].parameters(), *stack[2].parameters()], [*stack[0].parameters()], always]
+    expected = plain_losses(model, corpus, parts, lambda step: [step // 2 % 2, 2])
     assert losses(tmp_path / "out") == pytest.approx(expected, rel=3e-4)
+
+
+def test_the_head_by_turns_is_a_loop_over_windows(growing, fresh, settings, tmp_path, corpus):
+    settings = settings.model_copy(update={"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0})
+    stage = Stage(new="1-3", start="random", turns=Turns(width=2, steps=2, head=True), share=1.0)
+    growing(fresh(), tmp_path / "out", Plan(stages=(stage,)), settings)
+    model = fresh()
+    set_seed(1)
+    deepen(model, (1, 2, 3), "random")
+    stack, head = backbone.blocks(model), [*backbone.final_norm(model).parameters(), backbone.head(model).weight]
+    windows = [[*stack[1].parameters(), *stack[2].parameters()], [*stack[0].parameters(), *head]]
+    expected = plain_losses(model, corpus, windows, lambda step: [step // 2 % 2])
+    assert losses(tmp_path / "out") == pytest.approx(expected, rel=3e-4)
+
+
+def test_tied_blocks_are_a_loop_over_few_and_go_on_apart(growing, fresh, settings, tmp_path, corpus):
+    """Against a plain loop over a stack in which the two modules stand twice, and then copies of them."""
+    settings = settings.model_copy(update={"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0})
+    loop = Stage(new="1-4", start="random", tied=2, share=0.5)
+    apart = Stage(train="1-4", share=0.5, keep_moments=True, warmup=0.0)
+    result = growing(fresh(), tmp_path / "out", Plan(stages=(loop, apart)), settings)
+    assert [(stage.train, stage.active < stage.total) for stage in result.stages] == [("1-4 as 2", True), ("1-4", True)]
+    model = fresh()
+    set_seed(1)
+    deepen(model, (1, 2, 3, 4), "random")
+    stack = backbone.blocks(model)
+    stack[2], stack[3] = stack[0], stack[1]
+    trained = [*stack.parameters(), *backbone.final_norm(model).parameters(), backbone.head(model).weight]
+    expected = plain_losses(model, corpus, [trained], lambda step: [0], 6)
+    assert losses(tmp_path / "out")[:6] == pytest.approx(expected, rel=3e-4)
+    middle = tensors(tmp_path / "out" / "stages" / "1")
+    final = tensors(tmp_path / "out")
+    name = "gpt_neox.layers.{}.mlp.dense_h_to_4h.weight"
+    assert middle[name.format(0)].equal(middle[name.format(2)]) and middle[name.format(1)].equal(middle[name.format(3)])
+    assert not middle[name.format(0)].equal(middle[name.format(1)])
+    assert not final[name.format(0)].equal(final[name.format(2)])
+
+
+def test_what_comes_apart_has_the_optimisers_state_of_what_it_was_tied_to(
+    growing, fresh, settings, tmp_path, monkeypatch
+):
+    given = []
+    monkeypatch.setattr(
+        AtomicTrainer,
+        "create_optimizer",
+        lambda self, create=AtomicTrainer.create_optimizer: given.append(self.moments) or create(self),
+    )
+    plan = Plan(
+        stages=(
+            Stage(new="1", start="random", share=1 / 3),
+            Stage(new="2-4", start="random", tied=1, share=1 / 3),
+            Stage(train="1-4", share=1 / 3, keep_moments=True),
+        )
+    )
+    growing(fresh(), tmp_path / "out", plan, settings, prefix="float32")
+    name = "gpt_neox.layers.{}.attention.dense.weight"
+    kept = [given[2][name.format(index)]["exp_avg"] for index in range(1, 4)]
+    assert kept[0].equal(kept[1]) and kept[1].equal(kept[2]) and kept[0].abs().sum() > 0
+    assert name.format(0) not in given[2] or not given[2][name.format(0)]["exp_avg"].equal(kept[0])
+
+
+@pytest.mark.parametrize("prefix", ["recompute", "float32"])
+def test_a_stopped_tied_stage_goes_on_to_the_same_bytes(growing, fresh, settings, tmp_path, monkeypatch, prefix):
+    plan = Plan(
+        stages=(
+            Stage(new="1", start="random", share=0.25),
+            Stage(new="2-5", start="zero", tied=2, share=0.5),
+            Stage(train="2-5", turns=Turns(width=2, steps=1), share=0.25, keep_moments=True),
+        )
+    )
+    growing(fresh(), tmp_path / "whole", plan, settings, prefix=prefix)
+    count = []
+
+    def stopping(trainer, *args, **kwargs):
+        count.append(trainer.state.global_step)
+        if len(count) == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+        return AtomicTrainer.__base__.training_step(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicTrainer, "training_step", stopping)
+        with pytest.raises(Interrupted, match="step 3 of 6"):
+            growing(fresh(), tmp_path / "parts", plan, settings, prefix=prefix)
+    growing(fresh(), tmp_path / "parts", plan, settings, prefix=prefix)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("parts", "whole")]
+    assert weights[0] == weights[1]
 
 
 def test_by_turns_only_the_window_has_gradients_and_a_stopped_run_goes_on(

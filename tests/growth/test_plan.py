@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from treering.errors import TreeringError
-from treering.growth import PLANS, Lora, Plan, Stage, by_turns, monolithic, revolving, sliding, stacked
+from treering.growth import PLANS, Lora, Plan, Stage, by_turns, looped, monolithic, revolving, sliding, stacked
 from treering.growth.plan import Turns, blocks_text, steps, trained_text
+from treering.growth.recipe import Way
 from treering.training import Training
 
 
@@ -67,6 +68,10 @@ def test_the_places_of_stages():
         (Stage(tokens=1), 2, "changes nothing"),
         (Stage(tokens=1), 0, "no block to train"),
         (Stage(train="1-2", lora=Lora(), tokens=1), 2, "no frozen one is left"),
+        (Stage(train="1-2", turns=Turns(width=2, head=True), tokens=1), 2, "all of them train at once"),
+        (Stage(new="1-4", tied=2, turns=Turns(), tokens=1), 0, "both tied and turns"),
+        (Stage(new="1-2", tied=2, tokens=1), 0, "ties its blocks as 2, but trains no more than 2"),
+        (Stage(new="3", train="1-3", tied=1, tokens=1), 2, "ties block 2, which is old, to another"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_stage(stage, depth, message):
@@ -101,12 +106,29 @@ def test_windows_take_turns_from_the_top():
     assert trained_text(Stage(train="5", lora=Lora(rank=3), tokens=1)) == "5 + rank 3"
 
 
+def test_the_head_may_have_a_turn_with_the_lowest_window():
+    stage = Stage(train="1-6", turns=Turns(width=4, head=True), tokens=1)
+    assert {window: stage.head_trains(window) for window in stage.windows()} == {(3, 4, 5, 6): False, (1, 2): True}
+    always = Stage(train="1-6", turns=Turns(width=4), tokens=1)
+    assert all(map(always.head_trains, always.windows()))
+    assert trained_text(stage) == "1-6 by turns of 4 and head"
+
+
+def test_tied_blocks_follow_the_first_ones_over_and_over():
+    stage = Stage(new="3-7", train="1-7", tied=3, tokens=1)
+    assert stage.leaders() == {1: 1, 2: 2, 3: 3, 4: 1, 5: 2, 6: 3, 7: 1}
+    assert steps(plan(Stage(new="1-2", tokens=1), Stage(new="3-5", tied=1, tokens=1)))[1].below == 2
+    assert Stage(train="2-3", tokens=1).leaders() == {2: 2, 3: 3}
+    assert trained_text(stage) == "1-7 as 3"
+
+
 WAYS = {
     "stacked": lambda depth, width: stacked(depth, width),
     "sliding": lambda depth, width: sliding(depth, width, max(1, width - 1)),
     "revolving": lambda depth, width: revolving(depth, width, rounds=2),
     "turns": lambda depth, width: by_turns(depth, width, base=0.25),
     "turns at once": lambda depth, width: by_turns(depth, width),
+    "looped": lambda depth, width: looped(depth, width, tied=min(width, depth - 1)),
     "monolithic": lambda depth, width: monolithic(depth),
 }
 
@@ -120,9 +142,8 @@ def test_ready_ways_reach_their_depth_on_all_the_tokens_with_few_blocks_at_once(
     assert placed[-1].depth == depth
     assert sum(stage.share for stage in made.stages) == pytest.approx(1)
     assert {block for stage in made.stages for block in stage.trained} >= set(range(1, depth + 1))
-    assert max(len(window) for stage in made.stages for window in stage.windows()) == (
-        depth if way == "monolithic" else width
-    )
+    apart = [len({stage.leaders()[b] for b in window}) for stage in made.stages for window in stage.windows()]
+    assert max(apart) == (depth if way == "monolithic" else width)
 
 
 def test_the_rate_of_a_revolving_plan_falls_once_to_its_end():
@@ -130,6 +151,17 @@ def test_the_rate_of_a_revolving_plan_falls_once_to_its_end():
     assert rates[0] == (1.0, 1.0)
     assert all(later[0] == earlier[1] for earlier, later in itertools.pairwise(rates))
     assert rates[-1][1] == 0.1
+
+
+def test_a_looped_plan_goes_on_apart_with_what_the_loop_learned():
+    loop, apart = looped(6, 4, head=True).stages
+    assert (loop.new, loop.tied, loop.share, loop.rate) == ((1, 2, 3, 4, 5, 6), 2, 0.3, (1.0, 1.0))
+    assert (apart.new, apart.trained, apart.keep_moments, apart.rate) == ((), loop.new, True, (1.0, 0.1))
+    assert apart.windows() == [(3, 4, 5, 6), (1, 2)] and not apart.head_trains((3, 4, 5, 6))
+    assert looped(6, 4, head=True) == PLANS["looped-6"].plan()
+    for wrong in ({"tied": 6}, {"base": 0}):
+        with pytest.raises(ValidationError, match="fewer tied blocks than its depth, and a base above 0"):
+            Way(way="looped", depth=6, **wrong)
 
 
 def test_the_papers_plans():

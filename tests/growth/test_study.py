@@ -49,9 +49,18 @@ def test_a_study_has_all_baselines_for_equal_tokens_and_equal_compute(recipe):
     assert [stage.new for stage in shallow.plan.stages] == [(1,)]
 
 
-def test_the_shallow_model_has_the_blocks_that_train_at_once(recipe):
-    made = runs(StudyRecipe.model_validate(recipe | {"plan": {"way": "turns", "depth": 6, "width": 2}}))
-    assert {run.plan.stages[0].new for run in made if run.name.startswith("shallow")} == {(1, 2)}
+@pytest.mark.parametrize(
+    ("plan", "blocks"),
+    [
+        ({"way": "turns", "depth": 6, "width": 2}, (1, 2)),
+        ({"way": "turns", "depth": 6, "width": 3}, (1, 2, 3)),
+        ("looped-6", (1, 2, 3)),  # four blocks without the head are more than three with one for 700 tokens
+        ("monolithic-6", (1, 2, 3, 4, 5, 6)),
+    ],
+)
+def test_the_shallow_model_is_the_deepest_of_the_same_active_budget(recipe, plan, blocks):
+    made = runs(StudyRecipe.model_validate(recipe | {"plan": plan}))
+    assert {run.plan.stages[0].new for run in made if run.name.startswith("shallow")} == {blocks}
 
 
 def test_two_runs_of_one_name_are_refused(recipe):

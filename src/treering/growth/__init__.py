@@ -3,7 +3,7 @@
 from treering.growth.blocks import deepen
 from treering.growth.growing import GrowthResult, StageResult, grow, reading_order, survey
 from treering.growth.plan import Lora, Plan, Stage, Turns
-from treering.growth.plans import by_turns, monolithic, revolving, sliding, stacked
+from treering.growth.plans import by_turns, looped, monolithic, revolving, sliding, stacked
 from treering.growth.recipe import PLANS, GrowthRecipe, grow_recipe, seedling
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "deepen",
     "grow",
     "grow_recipe",
+    "looped",
     "monolithic",
     "reading_order",
     "revolving",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from treering import backbone
+from treering.errors import TreeringError
 from treering.growth.plan import Start
 
 
@@ -52,10 +53,7 @@ def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", 
             block.to(device=sample.device, dtype=sample.dtype)
         stack.append(block)
         kinds.append(kind)
-    for index, block in enumerate(stack):
-        for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index  # type: ignore[assignment]
+    _number(stack)
     backbone.set_blocks(model, nn.ModuleList(stack))
     config.num_hidden_layers = depth
     if layer_types:
@@ -69,6 +67,45 @@ def fresh_model(config: PreTrainedConfig, count: int) -> PreTrainedModel:
     if layer_types := getattr(config, "layer_types", None):
         small.layer_types = [layer_types[0]] * count
     return AutoModelForCausalLM.from_config(small)
+
+
+@contextmanager
+def tied(model: PreTrainedModel, leaders: Mapping[int, int]) -> Iterator[None]:
+    """Inside this block of code blocks share the parameters of others; at the end each has a copy of its own.
+
+    A stack that repeats few blocks is a looped, or universal, Transformer (Dehghani et al. 2019). While blocks are
+    tied, a cache of keys and values would mix them up: compute without.
+
+    Args:
+        leaders: for each block, from 1, the one whose parameters it shares, under that one's name.
+
+    Raises:
+        TreeringError: two of them attend in different ways (a sliding window and the whole context, say).
+    """
+    stack, kinds = backbone.blocks(model), getattr(model.config, "layer_types", None)
+    followers = {block: leader for block, leader in leaders.items() if block != leader}
+    for block, leader in followers.items():
+        if kinds and kinds[block - 1] != kinds[leader - 1]:
+            raise TreeringError(
+                f"Block {block} ({kinds[block - 1]}) cannot be tied to block {leader} ({kinds[leader - 1]}): "
+                "they attend in different ways. Tie blocks at the distance at which their kinds repeat."
+            )
+    for block, leader in followers.items():
+        stack[block - 1] = stack[leader - 1]
+    try:
+        yield
+    finally:
+        for block, leader in followers.items():
+            stack[block - 1] = copy.deepcopy(stack[leader - 1])
+        _number(stack)
+
+
+def _number(stack: Iterable[nn.Module]) -> None:
+    """Tell every part of a block where it stands, which the cache of keys and values goes by."""
+    for index, block in enumerate(stack):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index  # type: ignore[assignment]
 
 
 def _scale_outputs(block: nn.Module, factor: float) -> None:

@@ -107,7 +107,8 @@ def count(
     """The cost of every stage.
 
     A forward pass goes through all blocks; gradients of activations go down to the lowest block that trains, on
-    average where blocks train by turns; gradients of weights are taken where something trains.
+    average where blocks train by turns; gradients of weights are taken where something trains. Tied blocks compute as
+    often as they stand, and are parameters once.
 
     Args:
         tokens: of each stage.
@@ -115,15 +116,17 @@ def count(
     """
     costs = []
     for step, length in zip(steps, tokens, strict=True):
-        windows, lora = step.stage.windows(), step.stage.lora
-        trained = max(map(len, windows), default=0)
+        windows, lora, leaders = step.stage.windows() or [()], step.stage.lora, step.stage.leaders()
         adapted = step.depth - len(step.stage.trained) if lora else 0
         table = shape.embedding if embedding_trains and step.number == 1 else 0
         updates = adapted * shape.lora(lora) if lora else 0
-        active = trained * shape.block + updates + shape.norm + shape.head + table
-        lowest = [0] if lora else [min(window) - 1 for window in windows] or [step.depth]
-        above = step.depth - statistics.mean(lowest)
-        a_token = (step.depth + above + trained) * shape.block_flops + 4 * updates + 3 * shape.head_flops
+        heads = [step.stage.head_trains(window) for window in windows]
+        parts = [len({leaders[block] for block in window}) * shape.block for window in windows]
+        parts = [blocks + head * (shape.norm + shape.head) for blocks, head in zip(parts, heads, strict=True)]
+        active = max(parts) + updates + table
+        lowest = [0] if lora else [min(window, default=step.depth + 1) - 1 for window in windows]
+        blocks = 2 * step.depth - statistics.mean(lowest) + statistics.mean(map(len, windows))
+        a_token = blocks * shape.block_flops + 4 * updates + (2 + statistics.mean(heads)) * shape.head_flops
         costs.append(
             StageCost(
                 step=step,

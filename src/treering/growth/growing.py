@@ -25,7 +25,7 @@ from treering import backbone
 from treering import corpus as corpora
 from treering.errors import TreeringError
 from treering.growth import lora
-from treering.growth.blocks import deepen, only
+from treering.growth.blocks import deepen, only, tied
 from treering.growth.cost import StageCost, cache_flops, count, require_budget, shape_of
 from treering.growth.plan import Plan, Step, blocks_text, steps, trained_text
 from treering.growth.prefix import HiddenBlocks, Precision, Prefix, PrefixCache, choose_precision
@@ -233,6 +233,7 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[in
     attached = _set_trainable(model, step, table_trains)
     frozen = frozen_digests(model)
     with ExitStack() as stack:
+        stack.enter_context(tied(model, step.stage.leaders()))
         if run.cache and step.below and not table_trains:
             hidden = run.cache.states(model, step.below, run.console)
             run.cache.keep_only(model, {later.below for later in remaining})
@@ -256,7 +257,7 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[in
     if processes().is_main_process:
         with explain_full_disk(run.place):
             if any(later.stage.keep_moments for later in remaining[1:]):
-                _save_moments(moments | final, _moments_file(run.place, step.number))
+                _save_moments(moments | _untied(final, step, model), _moments_file(run.place, step.number))
             growth = {
                 "plan": run.own["plan"],
                 "stage": {"number": step.number, "depth": step.depth, "prefix_seconds": prefix_seconds},
@@ -286,8 +287,11 @@ def _set_trainable(model: PreTrainedModel, step: Step, table: bool) -> nn.Module
 def _turns(model: PreTrainedModel, step: Step) -> Turns | None:
     if step.stage.turns is None:
         return None
-    stack = backbone.blocks(model)
-    groups = [[p for number in window for p in stack[number - 1].parameters()] for window in step.stage.windows()]
+    stack, top = backbone.blocks(model), [backbone.final_norm(model), backbone.head(model)]
+    groups = []
+    for window in step.stage.windows():
+        own = step.stage.turns.head and step.stage.head_trains(window)
+        groups.append([p for part in (*(stack[n - 1] for n in window), *top * own) for p in part.parameters()])
     return Turns(groups, step.stage.turns.steps)
 
 
@@ -360,6 +364,17 @@ def _moved(moments: Moments, step: Step, model: PreTrainedModel) -> Moments:
         own = next((prefix for prefix in names if name.startswith(prefix)), "")
         moved[names.get(own, "") + name.removeprefix(own)] = kept
     return moved
+
+
+def _untied(moments: Moments, step: Step, model: PreTrainedModel) -> Moments:
+    """The optimiser's state where tied blocks have come apart: each has that of the block it was tied to."""
+    place = backbone.family(model.config).blocks
+    copies = Moments()
+    for block, leader in step.stage.leaders().items():
+        own, shared = f"{place}.{block - 1}.", f"{place}.{leader - 1}."
+        for name in (name for name in moments if name.startswith(shared)):
+            copies[own + name.removeprefix(shared)] = {key: value.clone() for key, value in moments[name].items()}
+    return moments | copies
 
 
 def _in_words(step: Step) -> str:

@@ -60,6 +60,9 @@ class Turns(Schema):
 
     width: PositiveInt = Field(2, description="blocks of a window")
     steps: PositiveInt = Field(25, description="of the optimiser in a turn")
+    head: bool = Field(
+        False, description="head and final norm train in the turn of the lowest window alone, instead of always"
+    )
 
 
 class Stage(Schema):
@@ -69,6 +72,9 @@ class Stage(Schema):
     insert: bool = Field(False, description="the new blocks may stand below old ones, which move up")
     train: Blocks | None = Field(None, description="blocks that train, in the deeper stack; the new ones if not given")
     turns: Turns | None = Field(None, description="the blocks train by turns instead of together, the upper ones first")
+    tied: PositiveInt | None = Field(
+        None, description="the blocks that train are the first so many of them, over and over (1 2 1 2), in this stage"
+    )
     start: Start = Field("zero", description="how new blocks begin")
     lora: Lora | None = Field(None, description="train the other blocks too, by low-rank updates")
     tokens: PositiveInt | None = Field(None, description="tokens of this stage; or give share")
@@ -97,6 +103,15 @@ class Stage(Schema):
         width = self.turns.width if self.turns else max(1, len(blocks))
         return [tuple(sorted(blocks[i : i + width])) for i in range(0, len(blocks), width)]
 
+    def head_trains(self, window: tuple[int, ...]) -> bool:
+        """Whether head and final norm train in the turn of ``window``."""
+        return not (self.turns and self.turns.head) or window == self.windows()[-1]
+
+    def leaders(self) -> dict[int, int]:
+        """For each block that trains the one that it shares its parameters with; by itself, but where tied."""
+        blocks = sorted(self.trained)
+        return {block: blocks[i % (self.tied or len(blocks))] for i, block in enumerate(blocks)}
+
     def training(self, run: Training, tokens: int) -> Training:
         """How this stage trains: as the run does, with what the stage says otherwise."""
         changes: dict[str, Any] = {"tokens": tokens, "epochs": None}
@@ -109,9 +124,10 @@ class Stage(Schema):
 
 
 def trained_text(stage: Stage) -> str:
-    """What trains in a stage, as people read it: ``3-4``, ``1-6 by turns of 2``, ``3-4 + rank 8``."""
-    turns = f" by turns of {stage.turns.width}" if stage.turns else ""
-    return f"{blocks_text(stage.trained)}{turns}" + (f" + rank {stage.lora.rank}" if stage.lora else "")
+    """What trains in a stage, as people read it: ``3-4``, ``1-6 by turns of 2``, ``1-6 as 2``, ``3-4 + rank 8``."""
+    turns = f" by turns of {stage.turns.width}" + " and head" * stage.turns.head if stage.turns else ""
+    tied = f" as {stage.tied}" if stage.tied else ""
+    return f"{blocks_text(stage.trained)}{turns}{tied}" + (f" + rank {stage.lora.rank}" if stage.lora else "")
 
 
 class Plan(Schema):
@@ -177,5 +193,16 @@ def _faults(stage: Stage, depth: int) -> Iterator[str]:
         yield "has no block to train; the first one adds some (new: 1-2, say)."
     elif not stage.trained and not stage.lora and not stage.new:
         yield "changes nothing: it adds no block, trains none and has no lora."
+    if stage.turns and stage.turns.head and len(stage.windows()) < 2:
+        yield "lets the head take turns with its blocks, but all of them train at once: give turns a smaller width."
+    if stage.tied and stage.turns:
+        yield "has both tied and turns: tied blocks train at once."
+    if stage.tied and stage.tied >= len(stage.trained):
+        yield f"ties its blocks as {stage.tied}, but trains no more than {len(stage.trained)}."
+    elif stage.tied and (lost := [b for b, own in stage.leaders().items() if b != own and b not in stage.new]):
+        yield (
+            f"ties block {lost[0]}, which is old, to another and would lose what it has learned; tie new blocks "
+            "to the ones before them."
+        )
     if stage.lora and len(set(stage.trained)) == deeper:
         yield "has lora, but all its blocks train in full: no frozen one is left for it."

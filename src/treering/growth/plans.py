@@ -81,18 +81,38 @@ def revolving(
     return Plan(stages=tuple(stages))
 
 
-def by_turns(depth: int, width: int, turn: int = 25, base: float = 0.0) -> Plan:
+def by_turns(depth: int, width: int, turn: int = 25, base: float = 0.0, head: bool = False) -> Plan:
     """The whole stack, ``width`` blocks at a time for ``turn`` steps each, over and over, from the top down.
 
     Args:
         base: share of the tokens for the lowest ``width`` blocks alone, before the others join them at zero.
+        head: it trains in the turn of the lowest blocks alone.
     """
-    turns = Turns(width=width, steps=turn)
+    turns = Turns(width=width, steps=turn, head=head)
     if not base:
         return Plan(stages=(Stage(new=_span(1, depth), start="random", turns=turns, share=1.0),))
     low = Stage(new=_span(1, width), start="random", share=base, rate=(1.0, 1.0))
     whole = Stage(new=_span(width + 1, depth), train=_span(1, depth), turns=turns, share=1 - base, keep_moments=True)
     return Plan(stages=(low, whole))
+
+
+def looped(
+    depth: int, width: int, turn: int = 25, base: float = 0.3, head: bool = False, tied: int = 2, final: float = 0.1
+) -> Plan:
+    """Full depth from the start: first as ``tied`` blocks over and over, then apart, by turns.
+
+    While they are tied, few parameters stand at every depth and train on every token (Dehghani et al. 2019, universal
+    Transformers); apart, each block goes on from there, with its optimiser's state.
+
+    Args:
+        base: share of the tokens while blocks are tied.
+        head: it trains in the turn of the lowest blocks alone.
+        final: the rate is constant while blocks are tied and falls to this share on a line afterwards.
+    """
+    whole, turns = _span(1, depth), Turns(width=width, steps=turn, head=head)
+    loop = Stage(new=whole, start="random", tied=tied, share=base, rate=(1.0, 1.0))
+    apart = Stage(train=whole, turns=turns, share=1 - base, keep_moments=True, warmup=0.0, rate=(1.0, final))
+    return Plan(stages=(loop, apart))
 
 
 def falling_rate(progress: float, decay: float, final: float) -> float:

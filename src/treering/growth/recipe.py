@@ -30,23 +30,36 @@ from treering.training.expert import stand_on
 class Way(Schema):
     """A ready way of growing, to a depth of one's own; see ``treering.growth.plans``."""
 
-    way: Literal["turns", "stacked", "sliding", "revolving", "monolithic"] = "turns"
+    way: Literal["looped", "turns", "stacked", "sliding", "revolving", "monolithic"] = "looped"
     depth: PositiveInt
     width: PositiveInt = Field(2, description="blocks that train at once (not of monolithic)")
     slide: PositiveInt = Field(1, description="of sliding: blocks that the window moves up by")
-    base: float = Field(0.0, ge=0, lt=1, description="of revolving, turns: share of tokens for the lowest blocks alone")
+    base: float | None = Field(
+        None, ge=0, lt=1, description="of looped, revolving, turns: share of tokens for the lowest blocks alone"
+    )
+    tied: PositiveInt = Field(2, description="of looped: blocks that stand at all depths at first")
+    head: bool = Field(False, description="of looped, turns: the head trains in the turn of the lowest blocks alone")
     rounds: PositiveInt = Field(1, description="of revolving: how often the window goes through the stack")
-    turn: PositiveInt = Field(25, description="of turns: steps before the next blocks train")
+    turn: PositiveInt = Field(25, description="of looped, turns: steps before the next blocks train")
     budget: PositiveInt | None = Field(None, description="active parameters, never exceeded")
+
+    @model_validator(mode="after")
+    def _loops(self) -> Way:
+        if self.way == "looped" and (self.tied >= self.depth or self.base == 0):
+            raise ValueError("looped wants fewer tied blocks than its depth, and a base above 0; or say way: turns")
+        return self
 
     def plan(self) -> Plan:
         """The stages of it."""
+        depth, width, turn, head = self.depth, self.width, self.turn, self.head
+        base: dict[str, Any] = {} if self.base is None else {"base": self.base}
         made = {
-            "monolithic": lambda: plans.monolithic(self.depth),
-            "stacked": lambda: plans.stacked(self.depth, self.width),
-            "sliding": lambda: plans.sliding(self.depth, self.width, self.slide),
-            "revolving": lambda: plans.revolving(self.depth, self.width, self.base, self.rounds),
-            "turns": lambda: plans.by_turns(self.depth, self.width, self.turn, self.base),
+            "monolithic": lambda: plans.monolithic(depth),
+            "stacked": lambda: plans.stacked(depth, width),
+            "sliding": lambda: plans.sliding(depth, width, self.slide),
+            "revolving": lambda: plans.revolving(depth, width, rounds=self.rounds, **base),
+            "turns": lambda: plans.by_turns(depth, width, turn, head=head, **base),
+            "looped": lambda: plans.looped(depth, width, turn, head=head, tied=self.tied, **base),
         }[self.way]()
         return made.model_copy(update={"budget": self.budget})
 
@@ -58,6 +71,8 @@ PLANS: dict[str, Way] = {
     "sliding-6": Way(way="sliding", depth=6, width=2, slide=1),
     "revolving-6": Way(way="revolving", depth=6, width=2, base=0.5, rounds=3),
     "revolving-12": Way(way="revolving", depth=12, width=2, base=0.5, rounds=3),
+    "looped-6": Way(way="looped", depth=6, width=4, head=True),
+    "looped-12": Way(way="looped", depth=12, width=6, head=True),
     "turns-6": Way(way="turns", depth=6, width=2),
     "turns-12": Way(way="turns", depth=12, width=2),
     "shallow-2": Way(way="monolithic", depth=2),
@@ -100,7 +115,7 @@ class GrowthRecipe(Schema):
     data: str = Field(description="directory of the prepared corpus")
     output: str = Field(description="directory of the grown model")
     backbone: Backbone = Field(Backbone(), description="of a fresh model; its depth is the plan's")
-    plan: PlanField = Field(Way(depth=6), description="a ready one's name, a way, or stages")
+    plan: PlanField = Field(PLANS["looped-6"], description="a ready one's name, a way, or stages")
     training: Training = Training(epochs=1)
     prefix: Prefix = "auto"
     prefix_directory: str | None = Field(None, description="of the cache; beside the output if not given")

@@ -121,19 +121,18 @@ def runs(recipe: StudyRecipe) -> list[Run]:
         TreeringError: two would have one name.
     """
     plan = as_plan(recipe.plan)
-    depth, width = steps(plan)[-1].depth, max(len(window) for stage in plan.stages for window in stage.windows())
-    corpus = corpora.Corpus.load(recipe.data)
+    depth, corpus = steps(plan)[-1].depth, corpora.Corpus.load(recipe.data)
+    backbone = replace(recipe.backbone.shape(), vocab_size=corpus.manifest.tokenizer.vocab_size)
+    shape = shape_of(gpt_neox(backbone), corpus.manifest.block_size)
     whole = recipe.training.tokens or round((recipe.training.epochs or 0) * corpus.manifest.train.tokens)
     named: list[tuple[str, Kind, Plan]] = [
         *((f"grown, {kind}", kind, plan) for kind in recipe.kinds),
         *((f"monolithic, {kind}", kind, plans.monolithic(depth)) for kind in recipe.kinds),
-        ("shallow, glyph", "glyph", plans.monolithic(width)),
+        ("shallow, glyph", "glyph", plans.monolithic(_shallow(plan, shape))),
         *((name, "glyph", as_plan(other)) for name, other in recipe.more.items()),
     ]
     found = [Run(*each, whole, seed) for each in named for seed in recipe.seeds]
     if recipe.equal_compute:
-        backbone = replace(recipe.backbone.shape(), vocab_size=corpus.manifest.tokenizer.vocab_size)
-        shape = shape_of(gpt_neox(backbone), corpus.manifest.block_size)
         budget = _flops(plans.monolithic(depth), whole, shape)
         for name, kind, own in named:
             if kind == "glyph" and not name.startswith("monolithic"):
@@ -241,6 +240,19 @@ def _recipe(recipe: StudyRecipe, run: Run) -> GrowthRecipe:
         training=recipe.training.model_copy(update={"tokens": run.tokens, "epochs": None, "seed": run.seed}),
         prefix=recipe.prefix,
     )
+
+
+def _shallow(plan: Plan, shape: Shape) -> int:
+    """Blocks of the deepest monolithic model that has no more active parameters than the plan."""
+    most = _active(plan, shape)
+    return max(
+        (d for d in range(1, steps(plan)[-1].depth + 1) if _active(plans.monolithic(d), shape) <= most), default=1
+    )
+
+
+def _active(plan: Plan, shape: Shape) -> int:
+    placed = steps(plan)
+    return max(cost.active for cost in count(placed, [1] * len(placed), shape))
 
 
 def _flops(plan: Plan, tokens: int, shape: Shape) -> float:
