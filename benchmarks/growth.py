@@ -3,7 +3,7 @@
     python benchmarks/growth.py speed       # tokens/s and the cache's share by depth, against monolithic: 15 minutes
     python benchmarks/growth.py memory      # peak memory of a stage at depth 2 and 12, against monolithic: 5 minutes
     python benchmarks/growth.py precision   # what a cache in bfloat16 or int8 costs in bits per byte: 10 minutes
-    python benchmarks/growth.py gap --only looped --rate 6e-3   # plans tried, against shallow and monolithic: hours
+    python benchmarks/growth.py gap --seeds 0 1          # the default plan against shallow and monolithic: 3 hours
     python benchmarks/growth.py clock --tokens 6000000   # twelve blocks in the same time, against both: an hour
 
 Width 256, 8,192 tokens, blocks of 256, two blocks a stage up to depth 12 (``precision``: 6), on a part of the embedded
@@ -27,6 +27,8 @@ from treering import substrate as substrates
 from treering import tokenizer as tokenizers
 from treering.corpus import Corpus, Source, prepare, training_texts
 from treering.growth import (
+    PLANS,
+    GrowthRecipe,
     GrowthResult,
     Lora,
     Plan,
@@ -34,6 +36,7 @@ from treering.growth import (
     by_turns,
     deepen,
     grow,
+    grow_recipe,
     looped,
     monolithic,
     revolving,
@@ -167,8 +170,11 @@ TRIED: dict[str, Plan] = {
     "by turns": by_turns(6, 2),
     "by turns after 20%": by_turns(6, 2, base=0.2),
     "by turns after 40%": by_turns(6, 2, base=0.4),
-    "looped, then four blocks or two and the head by turns": looped(6, 4, head=True),
-    "looped, then two blocks by turns": looped(6, 2),
+    "stacked, two at a time": stacked(6, 2),
+    "four or two and head by turns": by_turns(6, 4, head=True),
+    "tied all along": Plan(stages=(Stage(new="1-6", start="random", tied=2, share=1.0),)),
+    "looped for half": looped(6, 4, base=0.5, head=True),
+    "looped, two by turns": looped(6, 2),
     "three blocks, monolithic": monolithic(3),
 }
 
@@ -192,8 +198,8 @@ def gap(place: Path, console: Console, tokens: int, seeds: list[int], rate: floa
         data=str(place / "data"),
         output=str(place / f"{tokens}-{rate}"),
         backbone=Backbone(preset="tiny"),
-        plan=stacked(6, 2),
-        more={name: plan for name, plan in TRIED.items() if only in name},
+        plan=PLANS["looped-6"],
+        more={name: plan for name, plan in TRIED.items() if only and only in name},
         kinds=("glyph",),
         equal_compute=False,
         seeds=tuple(seeds),
@@ -203,18 +209,79 @@ def gap(place: Path, console: Console, tokens: int, seeds: list[int], rate: floa
     console.print(as_study_table(study(recipe, Console(stderr=True))))
 
 
+CLOCKED: dict[str, Plan] = {
+    "monolithic": monolithic(DEPTH),
+    "shallow": monolithic(2),
+    "grown": PLANS["looped-12"].plan(),
+}
+
+
+def clock(place: Path, console: Console, tokens: int, seeds: list[int], rate: float) -> None:
+    """Twelve blocks: grown, and the shallow model, for as many seconds as monolithic training takes for ``tokens``.
+
+    A plan's speed is measured on a hundredth of the tokens first; the seconds in the table are those of the run itself.
+    """
+    prepare_small(place)
+    substrate, tokenizer = place / "substrate", tokenizers.load(place / "tokenizer")
+    if not substrate.exists():
+        with staged_directory(substrate) as staging:
+            substrates.build(tokenizer, 64).save(staging, tokenizer)
+    table = Table("plan", "seed", "active", "M tokens", "s", "bits/byte", box=None)
+
+    def trained(name: str, plan: Plan, tokens: int, seed: int) -> GrowthResult:
+        recipe = GrowthRecipe(
+            substrate=str(substrate),
+            data=str(place / "data"),
+            output=str(place / f"clock-{name}-{tokens}-{seed}-{rate}"),
+            backbone=Backbone(preset="tiny"),
+            plan=plan,
+            training=TRAINING.model_copy(
+                update={"tokens": tokens, "batch_tokens": 2048, "warmup": 0.1, "learning_rate": rate, "seed": seed}
+            ),
+            prefix="recompute",
+            abilities=False,
+        )
+        return grow_recipe(recipe, Console(stderr=True))
+
+    def seconds(result: GrowthResult) -> float:
+        return sum(stage.seconds + stage.prefix_seconds for stage in result.stages)
+
+    for seed in seeds:
+        budget = None
+        for name, plan in CLOCKED.items():
+            own = tokens
+            if budget is not None:
+                probe = trained(f"{name}-probe", plan, tokens // 20, seed)
+                own = round(budget / seconds(probe) * (tokens // 20))
+            result = trained(name, plan, own, seed)
+            budget = budget or seconds(result)
+            last = result.stages[-1]
+            table.add_row(
+                name,
+                f"{seed}",
+                f"{max(stage.active for stage in result.stages):,}",
+                f"{own / 1e6:.1f}",
+                f"{seconds(result):,.0f}",
+                f"{last.validation_bits_per_byte:.4f}",
+            )
+            console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "memory", "precision", "gap"))
-    parser.add_argument("--place", type=Path, default=Path("runs/gap"), help="of gap: where its runs are kept")
-    parser.add_argument("--tokens", type=int, default=24_000_000, help="of gap: for every run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of gap")
-    parser.add_argument("--rate", type=float, default=3e-3, help="of gap: learning rate")
-    parser.add_argument("--only", default="", help="of gap: plans whose name holds this, beside the baselines")
+    parser.add_argument("what", choices=("speed", "memory", "precision", "gap", "clock"))
+    parser.add_argument("--place", type=Path, default=Path("runs/gap"), help="of gap, clock: where runs are kept")
+    parser.add_argument("--tokens", type=int, default=24_000_000, help="of gap: of every run; of clock: of monolithic")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of gap, clock")
+    parser.add_argument("--rate", type=float, default=6e-3, help="of gap, clock: learning rate")
+    parser.add_argument("--only", default="", help="of gap: other plans, whose name holds this, beside looped-6")
     options = parser.parse_args()
     what, console = options.what, Console(width=160, highlight=False)
     if what == "gap":
         gap(options.place, console, options.tokens, options.seeds, options.rate, options.only)
+        return
+    if what == "clock":
+        clock(options.place, console, options.tokens, options.seeds, options.rate)
         return
     with tempfile.TemporaryDirectory() as scratch:
         prepare_place(Path(scratch))
