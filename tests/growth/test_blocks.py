@@ -6,7 +6,7 @@ import torch
 from treering import backbone
 from treering.errors import TreeringError
 from treering.growth import deepen
-from treering.growth.blocks import only, tied
+from treering.growth.blocks import only, sources, tied
 
 IDS = torch.arange(2 * 24).view(2, 24) * 7 % 700
 
@@ -58,6 +58,25 @@ def test_a_copy_is_of_the_block_below(model):
     for new, source in ((0, 1), (3, 2)):
         pairs = zip(stack[new].parameters(), stack[source].parameters(), strict=True)
         assert all(p.equal(q) and p is not q for p, q in pairs)
+
+
+def test_a_looped_start_repeats_the_old_blocks(model):
+    old, kinds = list(backbone.blocks(model)), getattr(model.config, "layer_types", None)
+    deepen(model, (3, 4, 5), "loop")
+    stack = backbone.blocks(model)
+    assert stack[0] is old[0] and stack[1] is old[1]
+    for new, source in ((2, 0), (3, 1), (4, 0)):
+        pairs = zip(stack[new].parameters(), old[source].parameters(), strict=True)
+        assert all(p.equal(q) and p is not q for p, q in pairs)
+    if kinds:
+        assert model.config.layer_types == [*kinds, *kinds, kinds[0]]
+
+
+def test_what_new_blocks_are_copies_of():
+    assert sources((3, 4, 5), 2, "loop") == {3: 1, 4: 2, 5: 1}
+    assert sources((3, 4), 2, "copy") == {3: 2, 4: 2}
+    assert sources((1, 3, 6), 3, "copy") == {1: 1, 3: 1, 6: 3}
+    assert sources((1, 2), 0, "loop") == sources((3,), 2, "zero") == sources((3,), 2, "random") == {}
 
 
 def test_random_blocks_are_initialised_as_the_family_does_and_scaled(expert):

@@ -333,6 +333,26 @@ def test_by_turns_only_the_window_has_gradients_and_a_stopped_run_goes_on(
     assert weights[0] == weights[1]
 
 
+def test_a_copy_goes_on_with_the_optimisers_state_of_what_it_copies(growing, fresh, settings, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        AtomicTrainer,
+        "create_optimizer",
+        lambda self, create=AtomicTrainer.create_optimizer: given.append(self.moments) or create(self),
+    )
+    plan = Plan(
+        stages=(
+            Stage(new="1-2", start="random", share=0.5),
+            Stage(new="3-5", train="1-5", start="loop", share=0.5, keep_moments=True),
+        )
+    )
+    growing(fresh(), tmp_path / "out", plan, settings)
+    name = "gpt_neox.layers.{}.attention.dense.weight"
+    kept = [given[1][name.format(index)]["exp_avg"] for index in range(5)]
+    assert kept[0].equal(kept[2]) and kept[0].equal(kept[4]) and kept[1].equal(kept[3])
+    assert not kept[0].equal(kept[1])
+
+
 def test_moments_go_on_only_where_asked(growing, fresh, settings, tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(

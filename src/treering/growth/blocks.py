@@ -25,14 +25,15 @@ def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", 
     Args:
         new: where the new blocks stand in the deeper stack, from 1; old blocks keep their order.
         start: ``random``; ``zero``: random, but what the block adds to the residual stream is zero, so that the deeper
-            model computes exactly what it did; ``copy``: of the block below (the lowest copies the one above).
+            model computes exactly what it did; ``copy``, ``loop``: of old blocks (see `sources`), or random if there
+            are none.
         residual_init: divide a random block's output matrices by √(2·depth), depth being the new one (GPT-2).
 
     Raises:
         TreeringError: the family is not supported.
     """
     old, config = list(backbone.blocks(model)), model.config
-    depth = len(old) + len(new)
+    depth, copied = len(old) + len(new), sources(new, len(old), start)
     layer_types = getattr(config, "layer_types", None)
     fresh = list(backbone.blocks(fresh_model(config, len(new))))
     sample = next(model.parameters())
@@ -41,11 +42,11 @@ def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", 
         if position not in new:
             block, kind = next(left)
         else:
-            neighbour = stack[-1] if stack else (old[0] if old else None)
             kind = kinds[-1] if kinds else (layer_types[0] if layer_types else "")
             block = fresh.pop()
-            if start == "copy" and neighbour is not None:
-                block = copy.deepcopy(neighbour)
+            if position in copied:
+                source = copied[position] - 1
+                block, kind = copy.deepcopy(old[source]), layer_types[source] if layer_types else ""
             elif residual_init:
                 _scale_outputs(block, 1 / math.sqrt(2 * depth))
             if start == "zero":
@@ -58,6 +59,18 @@ def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", 
     config.num_hidden_layers = depth
     if layer_types:
         config.layer_types = kinds
+
+
+def sources(new: Sequence[int], old: int, start: Start) -> dict[int, int]:
+    """For each new block that begins as a copy of one of the ``old`` blocks, that one, numbered as it was before.
+
+    ``copy`` is of the next old block below (of the one above where there is none); ``loop`` of all old blocks over and
+    over, 1 2 on top of 1 2 (G_stack of Du et al. 2024).
+    """
+    if not old or start not in ("copy", "loop"):
+        return {}
+    below = {block: block - 1 - number for number, block in enumerate(sorted(new))}
+    return {b: max(1, below[b]) if start == "copy" else n % old + 1 for n, b in enumerate(sorted(new))}
 
 
 def fresh_model(config: PreTrainedConfig, count: int) -> PreTrainedModel:

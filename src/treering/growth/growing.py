@@ -25,7 +25,7 @@ from treering import backbone
 from treering import corpus as corpora
 from treering.errors import TreeringError
 from treering.growth import lora
-from treering.growth.blocks import deepen, only, tied
+from treering.growth.blocks import deepen, only, sources, tied
 from treering.growth.cost import StageCost, cache_flops, count, require_budget, shape_of
 from treering.growth.plan import Plan, Step, blocks_text, steps, trained_text
 from treering.growth.prefix import HiddenBlocks, Precision, Prefix, PrefixCache, choose_precision
@@ -353,16 +353,19 @@ def _load_moments(path: Path) -> Moments:
 
 
 def _moved(moments: Moments, step: Step, model: PreTrainedModel) -> Moments:
-    """The optimiser's state of a stage that keeps it, under the names that blocks have once new ones stand below."""
+    """The optimiser's state of a stage that keeps it, under the names that blocks have once new ones stand among them.
+
+    A new block that is a copy has that of the block it was copied from.
+    """
     if not step.stage.keep_moments:
         return Moments()
-    place = backbone.family(model.config).blocks
-    old = [number for number in range(1, step.depth + 1) if number not in step.stage.new]
-    names = {f"{place}.{index}.": f"{place}.{number - 1}." for index, number in enumerate(old)}
-    moved = Moments()
-    for name, kept in moments.items():
-        own = next((prefix for prefix in names if name.startswith(prefix)), "")
-        moved[names.get(own, "") + name.removeprefix(own)] = kept
+    place, new = backbone.family(model.config).blocks, step.stage.new
+    old = [number for number in range(1, step.depth + 1) if number not in new]
+    stood = {number: index for index, number in enumerate(old, 1)} | sources(new, len(old), step.stage.start)
+    moved = {name: kept for name, kept in moments.items() if not name.startswith(f"{place}.")}
+    for number, before in stood.items():
+        own, theirs = f"{place}.{number - 1}.", f"{place}.{before - 1}."
+        moved |= {own + name.removeprefix(theirs): kept for name, kept in moments.items() if name.startswith(theirs)}
     return moved
 
 

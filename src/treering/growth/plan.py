@@ -17,7 +17,7 @@ from treering.errors import TreeringError
 from treering.recipe import Schema
 from treering.training import Training
 
-Start = Literal["random", "zero", "copy"]
+Start = Literal["random", "zero", "copy", "loop"]
 
 
 def _parse_blocks(value: Any) -> Any:
