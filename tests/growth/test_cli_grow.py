@@ -97,7 +97,7 @@ def test_ready_plans_by_name(folder, name):
         ({"plan": "paper-7"}, r"recipe.yaml:\d+: plan: .*no plan 'paper-7'; there are paper-6"),
         (
             {"plan": {"way": "stack", "depth": 3}},
-            r"recipe.yaml:\d+: plan.way: input should be 'looped', 'turns', 'stacked'",
+            r"recipe.yaml:\d+: plan.way: input should be 'looped', 'copied', 'turns', 'stacked'",
         ),
         ({"plan": {"width": 3}}, r"recipe.yaml:\d+: plan.depth: this field is required"),
         ({"plan": {"stages": [{"new": "2-3", "share": 1}]}}, "skips blocks: the next would be 1-2"),

@@ -25,7 +25,7 @@ def test_two_processes_grow_as_one(substrate, tokenizer, corpus, tmp_path, way):
         "data": str(Path(corpus.train.cache_files[0]["filename"]).parent),
         "output": "",
         "backbone": {"preset": "tiny"},
-        "plan": {"way": way, "depth": 2, "width": 1, "turn": 2, "tied": 1, "head": way == "looped"},
+        "plan": {"way": way, "depth": 2, "width": 1, "turn": 2, "low": 1, "head": way == "looped"},
         "training": {"tokens": 2048, "batch_tokens": 256, "micro_batch_tokens": 128, "evaluations": 1},
         "prefix": "float32",
     }

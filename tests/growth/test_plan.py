@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from treering.errors import TreeringError
-from treering.growth import PLANS, Lora, Plan, Stage, by_turns, looped, monolithic, revolving, sliding, stacked
+from treering.growth import PLANS, Lora, Plan, Stage, by_turns, copied, looped, monolithic, revolving, sliding, stacked
 from treering.growth.plan import Turns, blocks_text, steps, trained_text
 from treering.growth.recipe import Way
 from treering.training import Training
@@ -129,6 +129,7 @@ WAYS = {
     "turns": lambda depth, width: by_turns(depth, width, base=0.25),
     "turns at once": lambda depth, width: by_turns(depth, width),
     "looped": lambda depth, width: looped(depth, width, tied=min(width, depth - 1)),
+    "copied": lambda depth, width: copied(depth, width, low=min(width, depth - 1)),
     "monolithic": lambda depth, width: monolithic(depth),
 }
 
@@ -159,9 +160,21 @@ def test_a_looped_plan_goes_on_apart_with_what_the_loop_learned():
     assert (apart.new, apart.trained, apart.keep_moments, apart.rate) == ((), loop.new, True, (1.0, 0.1))
     assert apart.windows() == [(3, 4, 5, 6), (1, 2)] and not apart.head_trains((3, 4, 5, 6))
     assert looped(6, 4, head=True) == PLANS["looped-6"].plan()
-    for wrong in ({"tied": 6}, {"base": 0}):
-        with pytest.raises(ValidationError, match="fewer tied blocks than its depth, and a base above 0"):
-            Way(way="looped", depth=6, **wrong)
+
+
+def test_a_copied_plan_jumps_once_to_copies_of_its_lowest_blocks():
+    low, whole = copied(12, 12, base=0.6).stages
+    assert (low.new, low.share, low.rate) == ((1, 2), 0.6, (1.0, 1.0))
+    assert (whole.new, whole.start, whole.share, whole.turns) == (tuple(range(3, 13)), "loop", 0.4, None)
+    assert whole.trained == tuple(range(1, 13)) and whole.keep_moments
+    assert copied(12, 6, head=True).stages[1].turns == Turns(width=6, head=True)
+
+
+@pytest.mark.parametrize("way", ["looped", "copied"])
+@pytest.mark.parametrize("wrong", [{"low": 6}, {"base": 0}])
+def test_blocks_that_come_again_are_fewer_than_the_depth(way, wrong):
+    with pytest.raises(ValidationError, match=f"{way} wants low to be less than depth, and a base above 0"):
+        Way(way=way, depth=6, **wrong)
 
 
 def test_the_papers_plans():

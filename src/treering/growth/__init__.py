@@ -3,7 +3,7 @@
 from treering.growth.blocks import deepen
 from treering.growth.growing import GrowthResult, StageResult, grow, reading_order, survey
 from treering.growth.plan import Lora, Plan, Stage, Turns
-from treering.growth.plans import by_turns, looped, monolithic, revolving, sliding, stacked
+from treering.growth.plans import by_turns, copied, looped, monolithic, revolving, sliding, stacked
 from treering.growth.recipe import PLANS, GrowthRecipe, grow_recipe, seedling
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "StageResult",
     "Turns",
     "by_turns",
+    "copied",
     "deepen",
     "grow",
     "grow_recipe",

@@ -115,6 +115,34 @@ def looped(
     return Plan(stages=(loop, apart))
 
 
+def copied(
+    depth: int, width: int, turn: int = 25, base: float = 0.3, head: bool = False, low: int = 2, final: float = 0.1
+) -> Plan:
+    """The lowest blocks alone, then one jump to full depth as copies of them over and over (G_stack, Du et al. 2024).
+
+    A step of the first stage costs what a shallow model's does, and what it learned stands at every depth afterwards.
+
+    Args:
+        width: blocks that train at once after the jump, by turns; with ``depth``, all do all the time.
+        base: share of the tokens for the ``low`` blocks alone, at a constant rate.
+        head: it trains in the turn of the lowest blocks alone.
+        final: the rate falls to this share on a line after the jump.
+    """
+    turns = Turns(width=width, steps=turn, head=head) if width < depth else None
+    first = Stage(new=_span(1, low), start="random", share=base, rate=(1.0, 1.0))
+    whole = Stage(
+        new=_span(low + 1, depth),
+        train=_span(1, depth),
+        turns=turns,
+        start="loop",
+        share=1 - base,
+        keep_moments=True,
+        warmup=0.0,
+        rate=(1.0, final),
+    )
+    return Plan(stages=(first, whole))
+
+
 def falling_rate(progress: float, decay: float, final: float) -> float:
     """Share of the highest rate after ``progress`` of all tokens: constant, then a line down to ``final``."""
     return round(1 - (1 - final) * max(0.0, progress - (1 - decay)) / decay, 6) if decay else 1.0

@@ -30,23 +30,25 @@ from treering.training.expert import stand_on
 class Way(Schema):
     """A ready way of growing, to a depth of one's own; see ``treering.growth.plans``."""
 
-    way: Literal["looped", "turns", "stacked", "sliding", "revolving", "monolithic"] = "looped"
+    way: Literal["looped", "copied", "turns", "stacked", "sliding", "revolving", "monolithic"] = "looped"
     depth: PositiveInt
     width: PositiveInt = Field(2, description="blocks that train at once (not of monolithic)")
     slide: PositiveInt = Field(1, description="of sliding: blocks that the window moves up by")
     base: float | None = Field(
-        None, ge=0, lt=1, description="of looped, revolving, turns: share of tokens for the lowest blocks alone"
+        None, ge=0, lt=1, description="of all but stacked, sliding: share of tokens before the whole stack stands apart"
     )
-    tied: PositiveInt = Field(2, description="of looped: blocks that stand at all depths at first")
-    head: bool = Field(False, description="of looped, turns: the head trains in the turn of the lowest blocks alone")
+    low: PositiveInt = Field(2, description="of looped, copied: blocks that begin, and come again at every depth")
+    head: bool = Field(
+        False, description="of looped, copied, turns: the head trains in the turn of the lowest blocks alone"
+    )
     rounds: PositiveInt = Field(1, description="of revolving: how often the window goes through the stack")
-    turn: PositiveInt = Field(25, description="of looped, turns: steps before the next blocks train")
+    turn: PositiveInt = Field(25, description="of looped, copied, turns: steps before the next blocks train")
     budget: PositiveInt | None = Field(None, description="active parameters, never exceeded")
 
     @model_validator(mode="after")
     def _loops(self) -> Way:
-        if self.way == "looped" and (self.tied >= self.depth or self.base == 0):
-            raise ValueError("looped wants fewer tied blocks than its depth, and a base above 0; or say way: turns")
+        if self.way in ("looped", "copied") and (self.low >= self.depth or self.base == 0):
+            raise ValueError(f"{self.way} wants low to be less than depth, and a base above 0; or say way: turns")
         return self
 
     def plan(self) -> Plan:
@@ -59,7 +61,8 @@ class Way(Schema):
             "sliding": lambda: plans.sliding(depth, width, self.slide),
             "revolving": lambda: plans.revolving(depth, width, rounds=self.rounds, **base),
             "turns": lambda: plans.by_turns(depth, width, turn, head=head, **base),
-            "looped": lambda: plans.looped(depth, width, turn, head=head, tied=self.tied, **base),
+            "looped": lambda: plans.looped(depth, width, turn, head=head, tied=self.low, **base),
+            "copied": lambda: plans.copied(depth, width, turn, head=head, low=self.low, **base),
         }[self.way]()
         return made.model_copy(update={"budget": self.budget})
 
@@ -73,6 +76,8 @@ PLANS: dict[str, Way] = {
     "revolving-12": Way(way="revolving", depth=12, width=2, base=0.5, rounds=3),
     "looped-6": Way(way="looped", depth=6, width=4, head=True),
     "looped-12": Way(way="looped", depth=12, width=6, head=True),
+    "copied-6": Way(way="copied", depth=6, width=4, head=True),
+    "copied-12": Way(way="copied", depth=12, width=12, base=0.65),
     "turns-6": Way(way="turns", depth=6, width=2),
     "turns-12": Way(way="turns", depth=12, width=2),
     "shallow-2": Way(way="monolithic", depth=2),
