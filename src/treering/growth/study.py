@@ -147,13 +147,15 @@ def runs(recipe: StudyRecipe) -> list[Run]:
 def _require_same(place: Path, recipe: GrowthRecipe) -> None:
     """Refuse to compare a run that was made by another recipe as if it were this one."""
     record = json.loads((place / "growth.json").read_text())
-    wanted = {
-        "plan": as_plan(recipe.plan).model_dump(mode="json"),
-        "training": recipe.training.model_dump(mode="json"),
-        "prefix": recipe.prefix,
+    # Read, not compared as text: what an earlier version did not know of is at its default.
+    made = {
+        "plan": Plan.model_validate(record["plan"]),
+        "training": Training.model_validate(record["training"]),
+        "prefix": record["prefix"],
     }
+    wanted = {"plan": as_plan(recipe.plan), "training": recipe.training, "prefix": recipe.prefix}
     corpus = corpora.Corpus.load(recipe.data).fingerprint
-    others = [name for name, value in wanted.items() if record[name] != value]
+    others = [name for name, value in wanted.items() if made[name] != value]
     if others or record["origin"]["corpus"] != corpus:
         raise TreeringError(
             f"{place} was made with another {(others or ['corpus'])[0]} than the study asks for. "
