@@ -176,7 +176,7 @@ TRIED: dict[str, Plan] = {
     "stacked, two at a time": stacked(6, 2),
     "four or two and head by turns": by_turns(6, 4, head=True),
     "tied all along": Plan(stages=(Stage(new="1-6", start="random", tied=2, share=1.0),)),
-    "copied, four or two and head": PLANS["copied-6"].plan(),
+    "looped, four or two and head": PLANS["looped-6"].plan(),
     "looped for half": looped(6, 4, base=0.5, head=True),
     "looped, two by turns": looped(6, 2),
     "three blocks, monolithic": monolithic(3),
@@ -202,7 +202,7 @@ def gap(place: Path, console: Console, tokens: int, seeds: list[int], rate: floa
         data=str(place / "data"),
         output=str(place / f"{tokens}-{rate}"),
         backbone=Backbone(preset="tiny"),
-        plan=PLANS["looped-6"],
+        plan=PLANS["copied-6"],
         more={name: plan for name, plan in TRIED.items() if only and only in name},
         kinds=("glyph",),
         equal_compute=False,
@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24_000_000, help="of gap: of every run; of clock: of monolithic")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of gap, clock")
     parser.add_argument("--rate", type=float, default=6e-3, help="of gap, clock: learning rate")
-    parser.add_argument("--only", default="", help="of gap: other plans, whose name holds this, beside looped-6")
+    parser.add_argument("--only", default="", help="of gap: other plans, whose name holds this, beside copied-6")
     options = parser.parse_args()
     what, console = options.what, Console(width=160, highlight=False)
     if what == "gap":

@@ -30,7 +30,7 @@ from treering.training.expert import stand_on
 class Way(Schema):
     """A ready way of growing, to a depth of one's own; see ``treering.growth.plans``."""
 
-    way: Literal["looped", "copied", "turns", "stacked", "sliding", "revolving", "monolithic"] = "looped"
+    way: Literal["looped", "copied", "turns", "stacked", "sliding", "revolving", "monolithic"] = "copied"
     depth: PositiveInt
     width: PositiveInt = Field(2, description="blocks that train at once (not of monolithic)")
     slide: PositiveInt = Field(1, description="of sliding: blocks that the window moves up by")
@@ -120,7 +120,7 @@ class GrowthRecipe(Schema):
     data: str = Field(description="directory of the prepared corpus")
     output: str = Field(description="directory of the grown model")
     backbone: Backbone = Field(Backbone(), description="of a fresh model; its depth is the plan's")
-    plan: PlanField = Field(PLANS["looped-6"], description="a ready one's name, a way, or stages")
+    plan: PlanField = Field(PLANS["copied-6"], description="a ready one's name, a way, or stages")
     training: Training = Training(epochs=1)
     prefix: Prefix = "auto"
     prefix_directory: str | None = Field(None, description="of the cache; beside the output if not given")
