@@ -29,6 +29,24 @@ def settings():
     return Training(tokens=3072, batch_tokens=256, micro_batch_tokens=128, evaluations=2, checkpoint_steps=2)
 
 
+@pytest.fixture
+def constant(settings):
+    """A rate that stays, and no decay: what an AdamW by hand does."""
+    return settings.model_copy(update={"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0})
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """The moments with which the optimiser of each stage begins, as stages run."""
+    found = []
+    monkeypatch.setattr(
+        AtomicTrainer,
+        "create_optimizer",
+        lambda self, create=AtomicTrainer.create_optimizer: found.append(self.moments) or create(self),
+    )
+    return found
+
+
 def tensors(directory):
     with safe_open(directory / "model.safetensors", "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -70,30 +88,45 @@ def test_every_stage_leaves_a_plain_model_and_what_was_frozen_as_it_was(growing,
     ]
 
 
+ON_TOP = (
+    Stage(new="1", start="random", share=1 / 3),
+    Stage(new="2", share=1 / 3, keep_moments=True),
+    Stage(new="3", train="2-3", start="copy", share=1 / 3, keep_moments=True),
+)
+TIED = (
+    Stage(new="1", start="random", share=0.25),
+    Stage(new="2-5", start="zero", tied=2, share=0.5),
+    Stage(train="2-5", turns=Turns(width=2, steps=1), share=0.25, keep_moments=True),
+)
+
+
 @pytest.mark.parametrize("prefix", ["recompute", "float32"])
-def test_stopped_and_resumed_is_the_same_to_the_bit(growing, fresh, settings, tmp_path, monkeypatch, prefix):
-    plan = Plan(
-        stages=(
-            Stage(new="1", start="random", share=1 / 3),
-            Stage(new="2", share=1 / 3, keep_moments=True),
-            Stage(new="3", train="2-3", start="copy", share=1 / 3, keep_moments=True),
-        )
-    )
+@pytest.mark.parametrize(
+    ("stages", "passes", "stopped", "complete"),
+    [  # passes of the whole run, two a step, in which Ctrl-C is pressed
+        (ON_TOP, (3, 18), ("Stopped at step 2 of 4", "Stopped at step 1 of 4"), ["1", "2"]),
+        (TIED, (12,), ("Stopped at step 3 of 6",), ["1"]),
+    ],
+    ids=["on top", "tied"],
+)
+def test_stopped_and_resumed_is_the_same_to_the_bit(
+    growing, fresh, settings, tmp_path, monkeypatch, prefix, stages, passes, stopped, complete
+):
+    plan, seen = Plan(stages=stages), []
     growing(fresh(), tmp_path / "whole", plan, settings, prefix=prefix)
-    seen = []
 
     def interrupt(trainer, *args, **kwargs):
         seen.append(1)
-        if len(seen) in (3, 18):  # passes, two a step: in the first stage, then in the third
+        if len(seen) in passes:
             os.kill(os.getpid(), signal.SIGINT)
         return AtomicTrainer.__base__.training_step(trainer, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(AtomicTrainer, "training_step", interrupt)
-        for stopped in ("Stopped at step 2 of 4", "Stopped at step 1 of 4"):
-            with pytest.raises(Interrupted, match=stopped):
+        for message in stopped:
+            with pytest.raises(Interrupted, match=message):
                 growing(fresh(), tmp_path / "parts", plan, settings, prefix=prefix)
-    assert [path.name for path in sorted((tmp_path / "parts.unfinished" / "stages").glob("?"))] == ["1", "2"]
+    assert [path.name for path in sorted((tmp_path / "parts.unfinished" / "stages").glob("?"))] == complete
     growing(fresh(), tmp_path / "parts", plan, settings, prefix=prefix)
     for place in ("", "stages/1", "stages/2"):
         ours, theirs = (tmp_path / name / place / "model.safetensors" for name in ("parts", "whole"))
@@ -111,9 +144,9 @@ def test_a_cached_prefix_trains_as_a_recomputed_one(growing, settings, tmp_path,
     assert results["bfloat16"] != results["recompute"]
 
 
-def test_a_stage_is_a_plain_training_loop(growing, fresh, settings, tmp_path, corpus):
+def test_a_stage_is_a_plain_training_loop(growing, fresh, constant, tmp_path, corpus):
     """Two stages against transformers' own forward, AdamW and a loop over the documented order."""
-    settings = settings.model_copy(update={"tokens": 2048, "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0})
+    settings = constant.model_copy(update={"tokens": 2048})
     growing(fresh(), tmp_path / "out", stacked(2), settings)
     model, rows = fresh(), iter(reading_order(len(corpus.train), 0, 0, 32).tolist())
     expected = []
@@ -208,10 +241,9 @@ def plain_losses(model, corpus, parts, turn, steps=12):
     return found
 
 
-def test_blocks_by_turns_are_a_loop_over_windows(growing, fresh, settings, tmp_path, corpus):
-    settings = settings.model_copy(update={"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0})
+def test_blocks_by_turns_are_a_loop_over_windows(growing, fresh, constant, tmp_path, corpus):
     stage = Stage(new="1-3", start="random", turns=Turns(width=2, steps=2), share=1.0)
-    growing(fresh(), tmp_path / "out", Plan(stages=(stage,)), settings)
+    growing(fresh(), tmp_path / "out", Plan(stages=(stage,)), constant)
     model = fresh()
     set_seed(1)
     deepen(model, (1, 2, 3), "random")
@@ -222,10 +254,9 @@ def test_blocks_by_turns_are_a_loop_over_windows(growing, fresh, settings, tmp_p
     assert losses(tmp_path / "out") == pytest.approx(expected, rel=3e-4)
 
 
-def test_the_head_by_turns_is_a_loop_over_windows(growing, fresh, settings, tmp_path, corpus):
-    settings = settings.model_copy(update={"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0})
+def test_the_head_by_turns_is_a_loop_over_windows(growing, fresh, constant, tmp_path, corpus):
     stage = Stage(new="1-3", start="random", turns=Turns(width=2, steps=2, head=True), share=1.0)
-    growing(fresh(), tmp_path / "out", Plan(stages=(stage,)), settings)
+    growing(fresh(), tmp_path / "out", Plan(stages=(stage,)), constant)
     model = fresh()
     set_seed(1)
     deepen(model, (1, 2, 3), "random")
@@ -235,12 +266,11 @@ def test_the_head_by_turns_is_a_loop_over_windows(growing, fresh, settings, tmp_
     assert losses(tmp_path / "out") == pytest.approx(expected, rel=3e-4)
 
 
-def test_tied_blocks_are_a_loop_over_few_and_go_on_apart(growing, fresh, settings, tmp_path, corpus):
+def test_tied_blocks_are_a_loop_over_few_and_go_on_apart(growing, fresh, constant, tmp_path, corpus):
     """Against a plain loop over a stack in which the two modules stand twice, and then copies of them."""
-    settings = settings.model_copy(update={"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0})
     loop = Stage(new="1-4", start="random", tied=2, share=0.5)
     apart = Stage(train="1-4", share=0.5, keep_moments=True, warmup=0.0)
-    result = growing(fresh(), tmp_path / "out", Plan(stages=(loop, apart)), settings)
+    result = growing(fresh(), tmp_path / "out", Plan(stages=(loop, apart)), constant)
     assert [(stage.train, stage.active < stage.total) for stage in result.stages] == [("1-4 as 2", True), ("1-4", True)]
     model = fresh()
     set_seed(1)
@@ -258,15 +288,7 @@ def test_tied_blocks_are_a_loop_over_few_and_go_on_apart(growing, fresh, setting
     assert not final[name.format(0)].equal(final[name.format(2)])
 
 
-def test_what_comes_apart_has_the_optimisers_state_of_what_it_was_tied_to(
-    growing, fresh, settings, tmp_path, monkeypatch
-):
-    given = []
-    monkeypatch.setattr(
-        AtomicTrainer,
-        "create_optimizer",
-        lambda self, create=AtomicTrainer.create_optimizer: given.append(self.moments) or create(self),
-    )
+def test_what_comes_apart_has_the_optimisers_state_of_what_it_was_tied_to(growing, fresh, settings, tmp_path, given):
     plan = Plan(
         stages=(
             Stage(new="1", start="random", share=1 / 3),
@@ -279,33 +301,6 @@ def test_what_comes_apart_has_the_optimisers_state_of_what_it_was_tied_to(
     kept = [given[2][name.format(index)]["exp_avg"] for index in range(1, 4)]
     assert kept[0].equal(kept[1]) and kept[1].equal(kept[2]) and kept[0].abs().sum() > 0
     assert name.format(0) not in given[2] or not given[2][name.format(0)]["exp_avg"].equal(kept[0])
-
-
-@pytest.mark.parametrize("prefix", ["recompute", "float32"])
-def test_a_stopped_tied_stage_goes_on_to_the_same_bytes(growing, fresh, settings, tmp_path, monkeypatch, prefix):
-    plan = Plan(
-        stages=(
-            Stage(new="1", start="random", share=0.25),
-            Stage(new="2-5", start="zero", tied=2, share=0.5),
-            Stage(train="2-5", turns=Turns(width=2, steps=1), share=0.25, keep_moments=True),
-        )
-    )
-    growing(fresh(), tmp_path / "whole", plan, settings, prefix=prefix)
-    count = []
-
-    def stopping(trainer, *args, **kwargs):
-        count.append(trainer.state.global_step)
-        if len(count) == 12:
-            os.kill(os.getpid(), signal.SIGINT)
-        return AtomicTrainer.__base__.training_step(trainer, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(AtomicTrainer, "training_step", stopping)
-        with pytest.raises(Interrupted, match="step 3 of 6"):
-            growing(fresh(), tmp_path / "parts", plan, settings, prefix=prefix)
-    growing(fresh(), tmp_path / "parts", plan, settings, prefix=prefix)
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("parts", "whole")]
-    assert weights[0] == weights[1]
 
 
 def test_by_turns_only_the_window_has_gradients_and_a_stopped_run_goes_on(
@@ -333,13 +328,7 @@ def test_by_turns_only_the_window_has_gradients_and_a_stopped_run_goes_on(
     assert weights[0] == weights[1]
 
 
-def test_a_copy_goes_on_with_the_optimisers_state_of_what_it_copies(growing, fresh, settings, tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr(
-        AtomicTrainer,
-        "create_optimizer",
-        lambda self, create=AtomicTrainer.create_optimizer: given.append(self.moments) or create(self),
-    )
+def test_a_copy_goes_on_with_the_optimisers_state_of_what_it_copies(growing, fresh, settings, tmp_path, given):
     plan = Plan(
         stages=(
             Stage(new="1-2", start="random", share=0.5),
@@ -353,13 +342,7 @@ def test_a_copy_goes_on_with_the_optimisers_state_of_what_it_copies(growing, fre
     assert not kept[0].equal(kept[1])
 
 
-def test_moments_go_on_only_where_asked(growing, fresh, settings, tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr(
-        AtomicTrainer,
-        "create_optimizer",
-        lambda self, create=AtomicTrainer.create_optimizer: given.append(self.moments) or create(self),
-    )
+def test_moments_go_on_only_where_asked(growing, fresh, settings, tmp_path, given):
     plan = Plan(
         stages=(
             Stage(new="1", start="random", share=0.25),
@@ -431,6 +414,14 @@ def test_a_grown_model_is_an_expert_as_any_other(growing, fresh, settings, tmp_p
     assert record["training"]["origin"]["growth"]["stage"]["number"] == 2
     stage = json.loads((tmp_path / "grown" / "stages" / "2" / "training.json").read_text())
     assert stage["measured"]["tokens"] == 1536
+
+
+def test_blocks_that_cannot_be_tied_are_told_before_anything_runs(foreign, corpus, settings):
+    plan = Plan(stages=(Stage(new="3", share=0.5), Stage(new="4", train="2,4", tied=1, share=0.5)))
+    survey(foreign("qwen3"), corpus, plan, settings)  # a new block attends as the one below it
+    wrong = Plan(stages=(Stage(new="3", share=0.5), Stage(new="4", train="1,4", tied=1, share=0.5)))
+    with pytest.raises(TreeringError, match=r"Block 4 \(full_attention\) .* block 1 \(sliding_attention\)"):
+        survey(foreign("qwen3"), corpus, wrong, settings)
 
 
 def test_too_few_tokens_for_a_stage(fresh, corpus, settings):

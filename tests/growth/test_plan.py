@@ -168,6 +168,8 @@ def test_a_copied_plan_jumps_once_to_copies_of_its_lowest_blocks():
     assert (whole.new, whole.start, whole.share, whole.turns) == (tuple(range(3, 13)), "loop", 0.4, None)
     assert whole.trained == tuple(range(1, 13)) and whole.keep_moments
     assert copied(12, 6, head=True).stages[1].turns == Turns(width=6, head=True)
+    with pytest.raises(TreeringError, match="lets the head take turns with its blocks, but all of them train at once"):
+        steps(copied(12, 12, head=True))
 
 
 @pytest.mark.parametrize("way", ["looped", "copied"])

@@ -34,31 +34,25 @@ def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", 
     """
     old, config = list(backbone.blocks(model)), model.config
     depth, copied = len(old) + len(new), sources(new, len(old), start)
-    layer_types = getattr(config, "layer_types", None)
-    fresh = list(backbone.blocks(fresh_model(config, len(new))))
-    sample = next(model.parameters())
-    stack, kinds, left = list[nn.Module](), list[str](), iter(zip(old, layer_types or [""] * len(old), strict=True))
+    fresh, left = list(backbone.blocks(fresh_model(config, len(new)))), iter(old)
+    sample, stack = next(model.parameters()), list[nn.Module]()
     for position in range(1, depth + 1):
         if position not in new:
-            block, kind = next(left)
-        else:
-            kind = kinds[-1] if kinds else (layer_types[0] if layer_types else "")
-            block = fresh.pop()
-            if position in copied:
-                source = copied[position] - 1
-                block, kind = copy.deepcopy(old[source]), layer_types[source] if layer_types else ""
-            elif residual_init:
-                _scale_outputs(block, 1 / math.sqrt(2 * depth))
-            if start == "zero":
-                _scale_outputs(block, 0.0)
-            block.to(device=sample.device, dtype=sample.dtype)
-        stack.append(block)
-        kinds.append(kind)
+            stack.append(next(left))
+            continue
+        block = fresh.pop()
+        if position in copied:
+            block = copy.deepcopy(old[copied[position] - 1])
+        elif residual_init:
+            _scale_outputs(block, 1 / math.sqrt(2 * depth))
+        if start == "zero":
+            _scale_outputs(block, 0.0)
+        stack.append(block.to(device=sample.device, dtype=sample.dtype))
     _number(stack)
     backbone.set_blocks(model, nn.ModuleList(stack))
     config.num_hidden_layers = depth
-    if layer_types:
-        config.layer_types = kinds
+    if layer_types := getattr(config, "layer_types", None):
+        config.layer_types = kinds(layer_types, new, start)
 
 
 def sources(new: Sequence[int], old: int, start: Start) -> dict[int, int]:
@@ -71,6 +65,37 @@ def sources(new: Sequence[int], old: int, start: Start) -> dict[int, int]:
         return {}
     below = {block: block - 1 - number for number, block in enumerate(sorted(new))}
     return {b: max(1, below[b]) if start == "copy" else n % old + 1 for n, b in enumerate(sorted(new))}
+
+
+def kinds(old: Sequence[str], new: Sequence[int], start: Start) -> list[str]:
+    """How each block of the deeper stack attends (``layer_types``): a new one as what it copies, or else stands on.
+
+    Args:
+        old: kinds of the blocks before; at least one.
+    """
+    copied, found, left = sources(new, len(old), start), list[str](), iter(old)
+    for position in range(1, len(old) + len(new) + 1):
+        if position not in new:
+            found.append(next(left))
+        elif position in copied:
+            found.append(old[copied[position] - 1])
+        else:
+            found.append(found[-1] if found else old[0])
+    return found
+
+
+def require_one_kind(leaders: Mapping[int, int], kinds: Sequence[str]) -> None:
+    """Check that blocks can share parameters (see `tied`).
+
+    Raises:
+        TreeringError: two of them attend in different ways (a sliding window and the whole context, say).
+    """
+    for block, leader in leaders.items():
+        if kinds[block - 1] != kinds[leader - 1]:
+            raise TreeringError(
+                f"Block {block} ({kinds[block - 1]}) cannot be tied to block {leader} ({kinds[leader - 1]}): "
+                "they attend in different ways. Tie blocks at the distance at which their kinds repeat."
+            )
 
 
 def fresh_model(config: PreTrainedConfig, count: int) -> PreTrainedModel:
@@ -90,19 +115,11 @@ def tied(model: PreTrainedModel, leaders: Mapping[int, int]) -> Iterator[None]:
     tied, a cache of keys and values would mix them up: compute without.
 
     Args:
-        leaders: for each block, from 1, the one whose parameters it shares, under that one's name.
-
-    Raises:
-        TreeringError: two of them attend in different ways (a sliding window and the whole context, say).
+        leaders: for each block, from 1, the one whose parameters it shares, under that one's name; of one kind (see
+            `require_one_kind`).
     """
-    stack, kinds = backbone.blocks(model), getattr(model.config, "layer_types", None)
+    stack = backbone.blocks(model)
     followers = {block: leader for block, leader in leaders.items() if block != leader}
-    for block, leader in followers.items():
-        if kinds and kinds[block - 1] != kinds[leader - 1]:
-            raise TreeringError(
-                f"Block {block} ({kinds[block - 1]}) cannot be tied to block {leader} ({kinds[leader - 1]}): "
-                "they attend in different ways. Tie blocks at the distance at which their kinds repeat."
-            )
     for block, leader in followers.items():
         stack[block - 1] = stack[leader - 1]
     try:

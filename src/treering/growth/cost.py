@@ -120,10 +120,10 @@ def count(
         adapted = step.depth - len(step.stage.trained) if lora else 0
         table = shape.embedding if embedding_trains and step.number == 1 else 0
         updates = adapted * shape.lora(lora) if lora else 0
+        apart = [len({leaders[block] for block in window}) for window in windows]
         heads = [step.stage.head_trains(window) for window in windows]
-        parts = [len({leaders[block] for block in window}) * shape.block for window in windows]
-        parts = [blocks + head * (shape.norm + shape.head) for blocks, head in zip(parts, heads, strict=True)]
-        active = max(parts) + updates + table
+        top = shape.norm + shape.head
+        active = updates + table + max(a * shape.block + h * top for a, h in zip(apart, heads, strict=True))
         lowest = [0] if lora else [min(window, default=step.depth + 1) - 1 for window in windows]
         blocks = 2 * step.depth - statistics.mean(lowest) + statistics.mean(map(len, windows))
         a_token = blocks * shape.block_flops + 4 * updates + (2 + statistics.mean(heads)) * shape.head_flops

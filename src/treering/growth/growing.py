@@ -25,7 +25,7 @@ from treering import backbone
 from treering import corpus as corpora
 from treering.errors import TreeringError
 from treering.growth import lora
-from treering.growth.blocks import deepen, only, sources, tied
+from treering.growth.blocks import deepen, kinds, only, require_one_kind, sources, tied
 from treering.growth.cost import StageCost, cache_flops, count, require_budget, shape_of
 from treering.growth.plan import Plan, Step, blocks_text, steps, trained_text
 from treering.growth.prefix import HiddenBlocks, Precision, Prefix, PrefixCache, choose_precision
@@ -143,7 +143,8 @@ def grow(
         moments = Moments()
         if not finished.exists() and step.number > 1:
             _restore(model, before)
-            moments = _moved(_load_moments(_moments_file(place, step.number - 1)), step, model)
+            kept = _load_moments(_moments_file(place, step.number - 1))
+            moments = _moved(kept, placed[step.number - 2], step, model)
         set_seed(training.seed + step.number)
         deepen(model, step.stage.new, step.stage.start, training.residual_init)
         if not finished.exists():
@@ -170,7 +171,8 @@ def survey(
     """The plan's stages in their places on ``model``, and what each will cost, before anything runs.
 
     Raises:
-        TreeringError: the plan does not fit the model, a stage exceeds its budget, or LoRA's targets are not there.
+        TreeringError: the plan does not fit the model, a stage exceeds its budget, ties blocks that attend in different
+            ways, or LoRA's targets are not there.
     """
     block_size = corpus.manifest.block_size
     placed = steps(plan, len(backbone.blocks(model)))
@@ -186,7 +188,11 @@ def survey(
             "or lower training.batch_tokens."
         )
     shape = shape_of(model.config, block_size)
+    attending = getattr(model.config, "layer_types", None)
     for step in placed:
+        if attending:
+            attending = kinds(attending, step.stage.new, step.stage.start)
+            require_one_kind(step.stage.leaders(), attending)
         if step.stage.lora:
             lora.require_targets(step.stage.lora, {name for name, _, _ in shape.linear}, model.config.model_type)
     costs = count(placed, [length * tokens_a_step for length in lengths], shape, _table_trains(model))
@@ -257,7 +263,7 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[in
     if processes().is_main_process:
         with explain_full_disk(run.place):
             if any(later.stage.keep_moments for later in remaining[1:]):
-                _save_moments(moments | _untied(final, step, model), _moments_file(run.place, step.number))
+                _save_moments(moments | final, _moments_file(run.place, step.number))
             growth = {
                 "plan": run.own["plan"],
                 "stage": {"number": step.number, "depth": step.depth, "prefix_seconds": prefix_seconds},
@@ -287,11 +293,12 @@ def _set_trainable(model: PreTrainedModel, step: Step, table: bool) -> nn.Module
 def _turns(model: PreTrainedModel, step: Step) -> Turns | None:
     if step.stage.turns is None:
         return None
-    stack, top = backbone.blocks(model), [backbone.final_norm(model), backbone.head(model)]
-    groups = []
+    stack, groups = backbone.blocks(model), []
     for window in step.stage.windows():
-        own = step.stage.turns.head and step.stage.head_trains(window)
-        groups.append([p for part in (*(stack[n - 1] for n in window), *top * own) for p in part.parameters()])
+        parts = [stack[number - 1] for number in window]
+        if step.stage.turns.head and step.stage.head_trains(window):
+            parts += [backbone.final_norm(model), backbone.head(model)]
+        groups.append([parameter for part in parts for parameter in part.parameters()])
     return Turns(groups, step.stage.turns.steps)
 
 
@@ -352,32 +359,23 @@ def _load_moments(path: Path) -> Moments:
     return moments
 
 
-def _moved(moments: Moments, step: Step, model: PreTrainedModel) -> Moments:
-    """The optimiser's state of a stage that keeps it, under the names that blocks have once new ones stand among them.
+def _moved(moments: Moments, before: Step, step: Step, model: PreTrainedModel) -> Moments:
+    """The optimiser's state that a stage goes on with, under the names that its blocks have.
 
-    A new block that is a copy has that of the block it was copied from.
+    Old blocks may have moved up. Blocks that were tied in the stage before, and new ones that are copies, have the
+    state of the block that they come from.
     """
     if not step.stage.keep_moments:
         return Moments()
     place, new = backbone.family(model.config).blocks, step.stage.new
     old = [number for number in range(1, step.depth + 1) if number not in new]
     stood = {number: index for index, number in enumerate(old, 1)} | sources(new, len(old), step.stage.start)
+    leaders = before.stage.leaders()
     moved = {name: kept for name, kept in moments.items() if not name.startswith(f"{place}.")}
-    for number, before in stood.items():
-        own, theirs = f"{place}.{number - 1}.", f"{place}.{before - 1}."
+    for number, source in stood.items():
+        own, theirs = f"{place}.{number - 1}.", f"{place}.{leaders.get(source, source) - 1}."
         moved |= {own + name.removeprefix(theirs): kept for name, kept in moments.items() if name.startswith(theirs)}
     return moved
-
-
-def _untied(moments: Moments, step: Step, model: PreTrainedModel) -> Moments:
-    """The optimiser's state where tied blocks have come apart: each has that of the block it was tied to."""
-    place = backbone.family(model.config).blocks
-    copies = Moments()
-    for block, leader in step.stage.leaders().items():
-        own, shared = f"{place}.{block - 1}.", f"{place}.{leader - 1}."
-        for name in (name for name in moments if name.startswith(shared)):
-            copies[own + name.removeprefix(shared)] = {key: value.clone() for key, value in moments[name].items()}
-    return moments | copies
 
 
 def _in_words(step: Step) -> str:

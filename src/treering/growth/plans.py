@@ -128,7 +128,7 @@ def copied(
         head: it trains in the turn of the lowest blocks alone.
         final: the rate falls to this share on a line after the jump.
     """
-    turns = Turns(width=width, steps=turn, head=head) if width < depth else None
+    turns = Turns(width=width, steps=turn, head=head) if width < depth or head else None
     first = Stage(new=_span(1, low), start="random", share=base, rate=(1.0, 1.0))
     whole = Stage(
         new=_span(low + 1, depth),

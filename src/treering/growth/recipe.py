@@ -35,7 +35,7 @@ class Way(Schema):
     width: PositiveInt = Field(2, description="blocks that train at once (not of monolithic)")
     slide: PositiveInt = Field(1, description="of sliding: blocks that the window moves up by")
     base: float | None = Field(
-        None, ge=0, lt=1, description="of all but stacked, sliding: share of tokens before the whole stack stands apart"
+        None, ge=0, lt=1, description="of looped, copied, revolving, turns: share of tokens for the blocks that begin"
     )
     low: PositiveInt = Field(2, description="of looped, copied: blocks that begin, and come again at every depth")
     head: bool = Field(
@@ -192,7 +192,7 @@ def grow_recipe(recipe: GrowthRecipe, console: Console | None = None, begun: Beg
         TreeringError: see `begin` and ``treering.growth.grow``.
     """
     found = begun or begin(recipe)
-    texts = held_out_texts([recipe.data])
+    texts = held_out_texts([recipe.data]) if recipe.abilities else {}
 
     def measure(model: PreTrainedModel) -> list[Any]:
         return abilities(Path(recipe.output).name, model, found.tokenizer, texts)
