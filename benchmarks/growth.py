@@ -178,7 +178,7 @@ TRIED: dict[str, Plan] = {
     "tied all along": Plan(stages=(Stage(new="1-6", start="random", tied=2, share=1.0),)),
     "looped, four or two and head": PLANS["looped-6"].plan(),
     "looped for half": looped(6, 4, base=0.5, head=True),
-    "looped, two by turns": looped(6, 2),
+    "looped for half, two by turns": looped(6, 2, base=0.5),
     "three blocks, monolithic": monolithic(3),
 }
 
