@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from treering.errors import TreeringError
+from treering.growth import GrowthRecipe
 from treering.recipe import check_recipe, load_recipe
 from treering.training import ExpertRecipe
 
@@ -79,6 +80,15 @@ def test_what_is_no_recipe_is_said_so(tmp_path, text):
 def test_missing_file(tmp_path):
     with pytest.raises(TreeringError, match="There is no recipe"):
         load_recipe(tmp_path / "none.yaml", ExpertRecipe)
+
+
+def test_a_fault_in_a_list_is_not_told_of_the_list_too():
+    values = {"substrate": "s", "data": "d", "output": "o", "plan": {"stages": [{"new": "x", "share": 1}]}}
+    with pytest.raises(TreeringError) as caught:
+        check_recipe(values, GrowthRecipe, "grow")
+    assert str(caught.value).count("\n") == 0 and "plan.stages.0.new" in str(caught.value)
+    with pytest.raises(TreeringError, match=r"plan\.stages: tuple should have at least 1 item"):
+        check_recipe(values | {"plan": {"stages": []}}, GrowthRecipe, "grow")
 
 
 def test_not_utf8(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -62,8 +62,17 @@ def _validate(schema: type[Recipe], values: dict[str, Any], origin: str, node: y
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        faults = [_fault(schema, detail, origin, node) for detail in error.errors()]
+        details = error.errors()
+        faults = [_fault(schema, detail, origin, node) for detail in details if not _follows(detail, details)]
         raise TreeringError("\n".join(faults)) from None
+
+
+def _follows(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
+    """Whether a list is said to be too short only because what it holds is faulty itself."""
+    place = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        other["loc"][: len(place)] == place and len(other["loc"]) > len(place) for other in details
+    )
 
 
 def _fault(schema: type[BaseModel], detail: ErrorDetails, origin: str, node: yaml.Node | None) -> str:
