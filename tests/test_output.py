@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,12 @@ from treering.errors import TreeringError
 from treering.output import (
     explain_full_disk,
     link_or_copy,
+    locked,
     replaced_directory,
     require_new,
     staged_directory,
     sync_to_disk,
+    write_file,
 )
 
 
@@ -171,3 +175,139 @@ def test_sync_to_disk_takes_nested_directories(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "c").write_text("x")
     sync_to_disk(tmp_path)
+
+
+def test_an_output_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(TreeringError, match="is no directory"):
+        require_new(tmp_path / "file" / "deep" / "out")
+
+
+def test_a_link_to_nowhere_is_in_the_way(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(TreeringError, match="already exists"), staged_directory(tmp_path / "out"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("write", [staged_directory, replaced_directory])
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, write):
+    target, synced, done = tmp_path / "out", list[Path](), list[str]()
+    if write is replaced_directory:
+        target.mkdir()
+    fsync, rename = os.fsync, Path.rename
+
+    def note_sync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def note_rename(path: Path, new: Path) -> Path:
+        if new == target:
+            assert {path, path / "sub", path / "sub" / "file"} <= set(synced)
+            done.append("renamed")
+            synced.clear()
+        return rename(path, new)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    with write(target) as staging:
+        (staging / "sub").mkdir()
+        (staging / "sub" / "file").write_text("x")
+    assert done == ["renamed"]
+    assert tmp_path in synced  # the rename itself
+
+
+def test_private_files_of_a_library_become_readable(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        with staged_directory(tmp_path / "out") as staging:
+            (staging / "file").touch(mode=0o600)
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "out" / "file").stat().st_mode & 0o777 == 0o644
+
+
+_HOLD = """
+import sys, time
+from treering.output import staged_directory
+with staged_directory(sys.argv[1]) as staging:
+    (staging / "file").write_text("half")
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """Another process, in the middle of writing ``out``."""
+    process = subprocess.Popen([sys.executable, "-c", _HOLD, tmp_path / "out"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_an_output_has_one_writer_at_a_time(tmp_path, writer):
+    with (
+        pytest.raises(TreeringError, match=rf"being written already \(pid {writer.pid}\)"),
+        staged_directory(tmp_path / "out"),
+    ):
+        pass
+    with staged_directory(tmp_path / "other") as staging:  # no business of theirs
+        (staging / "file").touch()
+
+
+def test_a_writer_that_was_killed_leaves_neither_lock_nor_files(tmp_path, writer):
+    writer.kill()
+    writer.wait()
+    assert any(path.suffix == ".partial" for path in tmp_path.iterdir())
+    with staged_directory(tmp_path / "out") as staging:
+        (staging / "file").write_text("whole")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    assert (tmp_path / "out" / "file").read_text() == "whole"
+
+
+def test_a_replacement_that_died_between_its_renames_is_undone(tmp_path, old):
+    old.rename(tmp_path / ".out.abcd_123.replaced")
+    (tmp_path / ".out.abcd_123.partial").mkdir()
+    with locked(old):
+        assert (old / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_replacement_that_died_after_them_leaves_nothing_of_the_old(tmp_path, old):
+    (tmp_path / ".out.abcd_123.replaced").mkdir()
+    (tmp_path / ".out.abcd_123.replaced" / "expert-withdrawn.safetensors").touch()
+    (tmp_path / ".out.more.abcd_123.partial").mkdir()  # of another output
+    with locked(old), locked(old):
+        pass
+    assert sorted(tmp_path.iterdir()) == [tmp_path / ".out.more.abcd_123.partial", old]
+
+
+def test_links_are_not_followed_and_nothing_is_written_over(tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(TreeringError, match="is a link"):
+        link_or_copy(tmp_path / "link", tmp_path / "copy")
+    with pytest.raises(FileExistsError):
+        link_or_copy(tmp_path / "secret", tmp_path / "precious")
+    (tmp_path / "way-out").symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError):
+        link_or_copy(tmp_path / "secret", tmp_path / "way-out")
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_file_is_written_whole_or_stays(tmp_path, monkeypatch):
+    write_file(tmp_path / "file", "old")
+    write_file(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_file(tmp_path / "file", "newest")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"new"

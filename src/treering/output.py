@@ -1,9 +1,10 @@
-"""Directories that are either complete or not there."""
+"""What is written: complete and on the disk, or not there at all; by one process at a time."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -13,17 +14,28 @@ from pathlib import Path
 
 from treering.errors import TreeringError
 
+try:
+    import fcntl
+except ImportError:  # Windows: no lock, so that starting an output twice is the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+_held: set[Path] = set()
+"""Outputs that this process has locked."""
+
 
 def require_new(target: str | os.PathLike[str]) -> Path:
     """Return ``target`` as a path that nothing stands at yet, or only an empty directory.
 
     Raises:
-        TreeringError: the path exists with content; nothing was touched.
+        TreeringError: the path exists with content, or lies below a file; nothing was touched.
     """
     target = Path(target)
+    existing = next(path for path in (target.absolute(), *target.absolute().parents) if os.path.lexists(path))
+    if existing != target.absolute() and not existing.is_dir():
+        raise TreeringError(f"{target} cannot be made: {existing} is no directory. Choose another output.")
     if target.is_dir() and not any(target.iterdir()):
         return target
-    if target.exists():
+    if os.path.lexists(target):
         raise TreeringError(
             f"{target} already exists with other content. Choose another output, or remove it; nothing was written."
         )
@@ -31,26 +43,94 @@ def require_new(target: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
+def locked(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Let no other process write ``target`` inside this block; what one that died left of it is cleaned up first.
+
+    The operating system gives the lock (``.TARGET.lock``) back when a process ends, however it ends. In one process
+    the block may be entered again inside itself.
+
+    Raises:
+        TreeringError: another process writes there; its number is told.
+    """
+    target = Path(target).absolute()
+    if target in _held:
+        yield
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.lock")
+    descriptor = _lock(path, target)
+    _held.add(target)
+    try:
+        _clean(target)
+        yield
+    finally:
+        _held.discard(target)
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path, target: Path) -> int:
+    """The descriptor of a lock file that this process holds; it carries the process's number."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            if fcntl:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it before may have removed the file that was opened here.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                return descriptor
+            os.close(descriptor)
+        except OSError as error:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise TreeringError(
+                f"{target} is being written already (pid {holder or 'unknown'}). Wait for that process, or stop it."
+            ) from None
+
+
+def _clean(target: Path) -> None:
+    """Remove what processes that died left beside ``target``, which is locked; a directory half replaced comes back."""
+    leftover = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.(partial|replaced)")
+    found = [path for path in target.parent.iterdir() if leftover.fullmatch(path.name)]
+    for path in found:
+        if path.suffix == ".replaced" and not os.path.lexists(target):
+            path.rename(target)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
 def staged_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a fresh directory beside ``target``; it becomes ``target`` by one rename if the block succeeds.
 
-    If the block raises, the staging directory is removed and ``target`` is as it was before.
+    Everything in it is on the disk before the rename, and the rename before this returns. If the block raises, the
+    staging directory is removed and ``target`` is as it was before.
 
     Raises:
-        TreeringError: ``target`` already exists with content.
+        TreeringError: ``target`` already exists with content, or another process writes it.
     """
     target = require_new(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = _staging(target)
-    try:
-        yield staging
-        staging.chmod(0o777 & ~_umask())  # mkdtemp makes private directories
-        if target.exists():
-            target.rmdir()
-        staging.rename(target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    with locked(target):
+        target = require_new(target)  # nobody else can make it from here on
+        staging = _staging(target)
+        try:
+            yield staging
+            staging.chmod(0o777 & ~_umask())  # mkdtemp makes private directories
+            _open_to_readers(staging)
+            sync_to_disk(staging)
+            if target.exists():
+                target.rmdir()
+            staging.rename(target)
+            _sync(target.parent)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
 
 
 @contextmanager
@@ -58,38 +138,73 @@ def replaced_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a fresh directory beside ``target``; it takes the place of ``target`` by renames if the block succeeds.
 
     If the block or a rename fails, ``target`` is as it was before. A machine that stops between the two renames leaves
-    both directories whole beside each other, the old one as ``.TARGET.*.replaced``.
+    both directories whole beside each other, the old one as ``.TARGET.*.replaced``; whoever writes there next puts it
+    back (see `locked`).
 
     Raises:
+        TreeringError: another process writes there.
         OSError: ``target`` is not there, cannot be renamed, or what it was cannot be removed.
     """
-    target = Path(target).resolve(strict=True)  # of a link, what it points to is replaced
-    staging = _staging(target)
-    replaced = staging.with_suffix(".replaced")
+    target = Path(target).resolve()  # of a link, what it points to is replaced
+    with locked(target):
+        target.stat()
+        staging = _staging(target)
+        replaced = staging.with_suffix(".replaced")
+        try:
+            yield staging
+            staging.chmod(stat.S_IMODE(target.stat().st_mode))
+            _open_to_readers(staging)
+            sync_to_disk(staging)
+            target.rename(replaced)
+            staging.rename(target)
+            _sync(target.parent)
+        finally:
+            if not target.exists():
+                replaced.rename(target)
+            shutil.rmtree(staging, ignore_errors=True)
+            if replaced.exists():
+                shutil.rmtree(replaced)
+
+
+def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Let a file hold ``content``: whole and on the disk, or as it was before."""
+    path = Path(path)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
-        yield staging
-        staging.chmod(stat.S_IMODE(target.stat().st_mode))
-        sync_to_disk(staging)
-        target.rename(replaced)
-        staging.rename(target)
-    finally:
-        if not target.exists():
-            replaced.rename(target)
-        shutil.rmtree(staging, ignore_errors=True)
-        if replaced.exists():
-            shutil.rmtree(replaced)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+        _sync(path.parent)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Let the file ``source`` stand at ``target`` too: as a hard link, or as a copy where there can be none.
 
     Of a link, neither name may be written to afterwards.
+
+    Raises:
+        TreeringError: ``source`` is a symbolic link or no file, which would bring in what lies elsewhere.
+        FileExistsError: something stands at ``target``; it is never written over.
     """
+    if source.is_symlink() or not source.is_file():
+        raise TreeringError(
+            f"{source} is a link or no ordinary file, which Treering does not follow. Put a file there."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
     except OSError:
-        shutil.copy2(source, target, follow_symlinks=False)
+        with source.open("rb") as content, target.open("xb") as copy:
+            shutil.copyfileobj(content, copy)
+        shutil.copystat(source, target)
 
 
 def _staging(target: Path) -> Path:
@@ -102,14 +217,26 @@ def _umask() -> int:
     return mask
 
 
+def _open_to_readers(directory: Path) -> None:
+    """Give files that a library made private the permissions of any other new file; hard links are others' too."""
+    allowed = 0o666 & ~_umask()
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1:
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | allowed)
+
+
 def sync_to_disk(directory: Path) -> None:
     """Ask the operating system to write every file below ``directory`` out, so that a rename never outruns content."""
     for path in [*(path for path in directory.rglob("*") if not path.is_symlink()), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
