@@ -1,0 +1,75 @@
+"""Files that somebody else wrote: nothing is followed out of their directory, and nothing costs more than it is.
+
+Whatever is read from a directory comes from a stranger: experts, compositions, corpora and checkpoints are handed on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import unicodedata
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from treering.errors import TreeringError
+
+MOST_JSON = 256 * 2**20
+"""Bytes of a JSON file that is read; the largest honest one is a tokenizer's."""
+
+
+def inside(directory: str | os.PathLike[str], name: str) -> Path:
+    """The path of the regular file ``name`` in ``directory``, whether or not it is there.
+
+    Raises:
+        TreeringError: the name leads out of the directory, or the file or a directory on the way is a link or a device.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or "\0" in name or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name:
+        raise TreeringError(
+            f"{directory} names a file {printable(name)} that is not inside it. It is not to be trusted."
+        )
+    path = Path(directory)
+    for number, part in enumerate(parts, 1):
+        path /= part
+        try:
+            mode = os.lstat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            break
+        if not (stat.S_ISREG(mode) if number == len(parts) else stat.S_ISDIR(mode)):
+            kind = "a link" if stat.S_ISLNK(mode) else "no ordinary file"
+            raise TreeringError(f"{path} is {kind}, which Treering does not follow. Put the file itself there.")
+    return Path(directory, *parts)
+
+
+def read_json(path: Path, most: int = MOST_JSON) -> Any:
+    """The content of a JSON file of at most ``most`` bytes.
+
+    Raises:
+        TreeringError: it is not there, larger, not JSON in UTF-8, or nested too deeply.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise TreeringError(f"{path} is missing. Copy it again from where it came from.") from None
+    if len(content) > most:
+        raise TreeringError(f"{path} is larger than {most >> 20:,} MiB, which no honest file of its kind is.")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise TreeringError(
+            f"{path} is damaged: {printable(str(error))}. Copy it again from where it came from."
+        ) from None
+
+
+def printable(text: str, most: int = 200) -> str:
+    """``text`` as a terminal may show it: control, bidi and other invisible characters as escapes, cut to ``most``.
+
+    Such characters can move the cursor, colour what follows, or let a name read as another.
+    """
+    shown = "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode("ascii")
+        for c in text[:most]
+    )
+    return shown if len(text) <= most else shown + "…"
