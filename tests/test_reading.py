@@ -25,7 +25,7 @@ def test_links_and_devices_are_refused_wherever_they_stand(tmp_path):
     (tmp_path / "file").symlink_to(tmp_path / "real" / "file")
     os.mkfifo(tmp_path / "pipe")
     for name in ("directory/file", "file", "pipe"):
-        with pytest.raises(TreeringError, match="is a link|no ordinary file"):
+        with pytest.raises(TreeringError, match=r"is a link|no ordinary file"):
             inside(tmp_path, name)
     assert inside(tmp_path, "real/file") == tmp_path / "real" / "file"
     assert inside(tmp_path, "real/new/file") == tmp_path / "real" / "new" / "file"

@@ -186,22 +186,20 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
 def link_or_copy(source: Path, target: Path) -> None:
     """Let the file ``source`` stand at ``target`` too: as a hard link, or as a copy where there can be none.
 
-    Of a link, neither name may be written to afterwards.
+    Of a hard link, neither name may be written to afterwards. A symbolic link stays one and is never followed.
 
     Raises:
-        TreeringError: ``source`` is a symbolic link or no file, which would bring in what lies elsewhere.
         FileExistsError: something stands at ``target``; it is never written over.
     """
-    if source.is_symlink() or not source.is_file():
-        raise TreeringError(
-            f"{source} is a link or no ordinary file, which Treering does not follow. Put a file there."
-        )
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
         raise
     except OSError:
+        if source.is_symlink():
+            target.symlink_to(source.readlink())
+            return
         with source.open("rb") as content, target.open("xb") as copy:
             shutil.copyfileobj(content, copy)
         shutil.copystat(source, target)
