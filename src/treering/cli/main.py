@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import os
+import signal
 import sys
+from types import FrameType
 
 import typer
 from rich.console import Console
@@ -34,20 +37,38 @@ app.add_typer(study.app, name="study")
 
 def main() -> None:
     """Run the command line; every error a person can mend is one message and exit code 2."""
+    with contextlib.suppress(ValueError):  # not the main thread: whoever runs it there stops it in another way
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except TreeringError as error:
         _fail(str(error))
     except Interrupted as stop:
-        Console(stderr=True, soft_wrap=True).print(str(stop), markup=False, highlight=False)
+        _say(str(stop))
         sys.exit(130)
     except SafetensorError as error:
         _fail(f"A safetensors file is damaged or cut short: {error}\nCopy or download it again.")
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nothing more can be said there, not even when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except MemoryError:
+        _fail("There is not enough memory for this. What was complete before is still there.")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT):
+        if error.strerror is None:
             raise
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror}{where}. What was complete before is still there.")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End as an exception does, so that what is half made is taken away; a training run has a better handler."""
+    _say("Stopped by SIGTERM. What was complete before is still there.")
+    sys.exit(128 + number)
+
+
+def _say(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
 
 
 def _fail(message: str) -> None:
