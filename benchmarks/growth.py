@@ -3,23 +3,19 @@
     python benchmarks/growth.py speed       # tokens/s and the cache's share by depth, against monolithic: 15 minutes
     python benchmarks/growth.py memory      # peak memory of a stage at depth 2 and 12, against monolithic: 5 minutes
     python benchmarks/growth.py precision   # what a cache in bfloat16 or int8 costs in bits per byte: 10 minutes
-    python benchmarks/growth.py gap --seeds 0 1          # the default plan against shallow and monolithic: 3 hours
-    python benchmarks/growth.py clock --tokens 4000000   # twelve blocks in the same time, against both: an hour
 
 Width 256, 8,192 tokens, blocks of 256, two blocks a stage up to depth 12 (``precision``: 6), on a part of the embedded
-texts. All figures of one command are taken in one run. ``gap``, ``clock``: width 64, 1,024 tokens, Russian and English;
-finished runs stay in PLACE and are not made again.
+texts. All figures of one command are taken in one run. What plans reach is the controlled study's to say:
+``treering study growth recipes/study.yaml``.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import multiprocessing
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -30,25 +26,16 @@ from treering import tokenizer as tokenizers
 from treering.corpus import Corpus, Source, prepare, training_texts
 from treering.growth import (
     PLANS,
-    GrowthRecipe,
     GrowthResult,
-    Lora,
     Plan,
     Stage,
-    by_turns,
     copied,
     deepen,
     grow,
-    grow_recipe,
-    looped,
     monolithic,
-    revolving,
     seedling,
     stacked,
 )
-from treering.growth.plans import falling_rate
-from treering.growth.study import StudyRecipe, as_study_table, study
-from treering.output import staged_directory
 from treering.training import Backbone, Training
 
 LANGUAGES = ("ru", "zh", "en")
@@ -113,6 +100,8 @@ def memory(place: Path, console: Console) -> None:
         "no training": None,
         "stage at depth 2": (monolithic(2), 0),
         f"stage at depth {DEPTH}, cached": (top, DEPTH - 2),
+        f"default plan, {DEPTH} blocks": (PLANS["copied-12"].plan(), 0),
+        f"copied, half of {DEPTH} blocks at once": (copied(DEPTH, DEPTH // 2, base=0.5, head=True), 0),
         f"monolithic, {DEPTH} blocks": (monolithic(DEPTH), 0),
     }
     peaks = {}
@@ -120,7 +109,7 @@ def memory(place: Path, console: Console) -> None:
         for name, case in cases.items():
             peaks[name] = processes.apply(_peak, [place, case])
     table = Table("run", "peak MiB", "of monolithic's", "of depth 2's", box=None)
-    nothing, shallow, _, whole = peaks.values()
+    nothing, shallow, *_, whole = peaks.values()
     for name, peak in peaks.items():
         table.add_row(name, f"{peak:,.0f}", f"{peak / whole:.2f}", f"{peak / shallow:.2f}")
     console.print(table)
@@ -146,150 +135,10 @@ def precision(place: Path, console: Console, tokens: int = 400_000) -> None:
     console.print(table)
 
 
-def lora_windows(turns: int, base: float) -> Plan:
-    """Windows of two blocks from the top down, low-rank updates of all others, merged and renewed at every turn."""
-    order, share = [((5, 6), (3, 4), (1, 2))[turn % 3] for turn in range(turns)], (1 - base) / turns
-    first = [Stage(new="1-2", start="random", share=base, rate=(1.0, 1.0))] if base else []
-    stages = [
-        Stage(
-            new=() if turn else (tuple(range(3, 7)) if base else tuple(range(1, 7))),
-            start="zero" if base else "random",
-            train=window,
-            lora=Lora(rank=8),
-            share=share,
-            keep_moments=True,
-            warmup=0.1 if turn < 3 else 0.05,
-            rate=(falling_rate(base + turn * share, 0.2, 0.1), falling_rate(base + (turn + 1) * share, 0.2, 0.1)),
-        )
-        for turn, window in enumerate(order)
-    ]
-    return Plan(stages=(*first, *stages))
-
-
-TRIED: dict[str, Plan] = {
-    "stacked, one at a time": stacked(6, 1),
-    "revolving, 3 rounds": revolving(6, 2, base=0.5, rounds=3),
-    "LoRA windows from the start": lora_windows(12, 0.0),
-    "by turns": by_turns(6, 2),
-    "by turns after 20%": by_turns(6, 2, base=0.2),
-    "by turns after 40%": by_turns(6, 2, base=0.4),
-    "stacked, two at a time": stacked(6, 2),
-    "four or two and head by turns": by_turns(6, 4, head=True),
-    "tied all along": Plan(stages=(Stage(new="1-6", start="random", tied=2, share=1.0),)),
-    "looped, four or two and head": PLANS["looped-6"].plan(),
-    "looped for half": looped(6, 4, base=0.5, head=True),
-    "looped for half, two by turns": looped(6, 2, base=0.5),
-    "three blocks, monolithic": monolithic(3),
-}
-
-
-def prepare_small(place: Path) -> None:
-    """A tokenizer of 1,024 tokens and 2.5 M tokens of Russian and English help pages."""
-    if not (place / "tokenizer").exists():
-        texts = {language: training_texts(f"embedded:{language}", 0.05) for language in ("ru", "en")}
-        with staged_directory(place / "tokenizer") as staging:
-            tokenizers.save(tokenizers.train(texts, vocab_size=1024), staging)
-    if not (place / "data").exists():
-        sources = [Source(path=f"embedded:{language}", name=language) for language in ("ru", "en")]
-        prepare(sources, tokenizers.load(place / "tokenizer"), place / "data", block_size=128, validation=0.05)
-
-
-def gap(place: Path, console: Console, tokens: int, seeds: list[int], rate: float, only: str) -> None:
-    """Share of depth's gain that each plan recovers, for the same tokens."""
-    prepare_small(place)
-    recipe = StudyRecipe(
-        tokenizer=str(place / "tokenizer"),
-        data=str(place / "data"),
-        output=str(place / f"{tokens}-{rate}"),
-        backbone=Backbone(preset="tiny"),
-        plan=PLANS["copied-6"],
-        more={name: plan for name, plan in TRIED.items() if only and only in name},
-        kinds=("glyph",),
-        equal_compute=False,
-        seeds=tuple(seeds),
-        training=Training(tokens=tokens, batch_tokens=2048, learning_rate=rate, warmup=0.1, evaluations=4),
-        prefix="recompute",
-    )
-    console.print(as_study_table(study(recipe, Console(stderr=True))))
-
-
-CLOCKED: dict[str, Plan] = {
-    "monolithic": monolithic(DEPTH),
-    "shallow": monolithic(2),
-    "copied": PLANS["copied-12"].plan(),
-    "copied-half": copied(DEPTH, 6, base=0.65, head=True),
-}
-
-
-def clock(place: Path, console: Console, tokens: int, seeds: list[int], rate: float) -> None:
-    """Twelve blocks: grown, and the shallow model, for as many seconds as monolithic training takes for ``tokens``.
-
-    A plan's speed is measured on a twentieth of the tokens first; the seconds in the table are those of the run itself.
-    """
-    prepare_small(place)
-    substrate, tokenizer = place / "substrate", tokenizers.load(place / "tokenizer")
-    if not substrate.exists():
-        with staged_directory(substrate) as staging:
-            substrates.build(tokenizer, 64).save(staging, tokenizer)
-    table = Table("plan", "seed", "active", "M tokens", "s", "bits/byte", box=None)
-
-    def stages(name: str, plan: Plan, tokens: int, seed: int) -> list[dict[str, Any]]:
-        output = place / f"clock-{name}-{tokens}-{seed}-{rate}"
-        recipe = GrowthRecipe(
-            substrate=str(substrate),
-            data=str(place / "data"),
-            output=str(output),
-            backbone=Backbone(preset="tiny"),
-            plan=plan,
-            training=TRAINING.model_copy(
-                update={"tokens": tokens, "batch_tokens": 2048, "warmup": 0.1, "learning_rate": rate, "seed": seed}
-            ),
-            prefix="recompute",
-            abilities=False,
-        )
-        if not output.exists():
-            grow_recipe(recipe, Console(stderr=True))
-        return json.loads((output / "growth.json").read_text())["stages"]
-
-    def seconds(stages: list[dict[str, Any]]) -> float:
-        return sum(stage["seconds"] + stage["prefix_seconds"] for stage in stages)
-
-    for seed in seeds:
-        budget = None
-        for name, plan in CLOCKED.items():
-            own = tokens
-            if budget is not None:
-                probe = seconds(stages(f"{name}-probe", plan, tokens // 20, seed))
-                own = round(budget / probe * (tokens // 20))
-            made = stages(name, plan, own, seed)
-            budget = budget or seconds(made)
-            table.add_row(
-                name,
-                f"{seed}",
-                f"{max(stage['active'] for stage in made):,}",
-                f"{own / 1e6:.1f}",
-                f"{seconds(made):,.0f}",
-                f"{made[-1]['validation_bits_per_byte']:.4f}",
-            )
-            console.print(table)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "memory", "precision", "gap", "clock"))
-    parser.add_argument("--place", type=Path, default=Path("runs/gap"), help="of gap, clock: where runs are kept")
-    parser.add_argument("--tokens", type=int, default=24_000_000, help="of gap: of every run; of clock: of monolithic")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of gap, clock")
-    parser.add_argument("--rate", type=float, default=6e-3, help="of gap, clock: learning rate")
-    parser.add_argument("--only", default="", help="of gap: other plans, whose name holds this, beside copied-6")
-    options = parser.parse_args()
-    what, console = options.what, Console(width=160, highlight=False)
-    if what == "gap":
-        gap(options.place, console, options.tokens, options.seeds, options.rate, options.only)
-        return
-    if what == "clock":
-        clock(options.place, console, options.tokens, options.seeds, options.rate)
-        return
+    parser.add_argument("what", choices=("speed", "memory", "precision"))
+    what, console = parser.parse_args().what, Console(width=160, highlight=False)
     with tempfile.TemporaryDirectory() as scratch:
         prepare_place(Path(scratch))
         {"speed": speed, "memory": memory, "precision": precision}[what](Path(scratch), console)

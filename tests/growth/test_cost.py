@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from treering.backbone import PRESETS, count_parameters, gpt_neox, preset
 from treering.errors import TreeringError
 from treering.growth import PLANS, Lora, Plan, Stage, monolithic, stacked
+from treering.growth.blocks import tied
 from treering.growth.cost import cache_flops, count, require_budget, shape_of
 from treering.growth.growing import _set_trainable
 from treering.growth.plan import Turns, steps
@@ -57,14 +62,40 @@ def test_flops_by_hand():
     assert (first.prefix_flops, second.prefix_flops) == (0, 10 * block)
 
 
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Stage(new="1-4", start="random", tokens=1),
+        Stage(new="1-4", train="3-4", start="random", tokens=1),
+        Stage(new="1-4", train="1-2", start="random", tokens=1),
+        Stage(new="1-4", start="random", tied=2, tokens=1),
+    ],
+)
+def test_flops_against_a_counter(stage):
+    """PyTorch's own count of the matrix products in a forward and backward pass of the real model."""
+    config, length = gpt_neox(replace(PRESETS["tiny"], layers=4)), 64
+    placed = steps(Plan(stages=(stage,)))
+    # Eager attention computes what the mask hides, too: twice what a token attends to on average.
+    (cost,) = count(placed, [2 * length], shape_of(config, 2 * length))
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config)
+    _set_trainable(model, placed[0], table=False)
+    ids = torch.randint(1024, (2, length))
+    with tied(model, stage.leaders()), FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert counter.get_total_flops() == pytest.approx(cost.flops, rel=1e-3)
+
+
 def test_by_turns_a_window_is_active_and_gradients_go_as_deep_as_it_stands():
     config = gpt_neox(PRESETS["tiny"])
     stage = Stage(new="1-4", start="random", turns=Turns(width=2), tokens=10)
     (cost,) = counted(Plan(stages=(stage,)), config)
     (two,) = counted(monolithic(2), config)
     assert cost.active == two.active
-    block, head = 2 * 12 * 64 * 64 + 2 * 64 * 64, 2 * 1024 * 64
-    assert cost.flops == 10 * ((4 + (2 + 4) / 2 + 2) * block + 3 * head)
+    assert cost.trained == counted(monolithic(4), config)[0].active  # and Adam's state of all is kept somewhere
+    assert cost.optimiser + cost.optimiser_host == cost.trained * 8 / 2**20
+    linear, attention, head = 2 * 12 * 64 * 64, 2 * 64 * 64, 2 * 1024 * 64
+    assert cost.flops == 10 * ((4 + (2 + 4) / 2 + 2) * linear + (4 + 2 * (2 + 4) / 2) * attention + 3 * head)
 
 
 def test_where_the_head_takes_turns_the_largest_turn_is_active():
@@ -73,16 +104,16 @@ def test_where_the_head_takes_turns_the_largest_turn_is_active():
     (cost,) = counted(Plan(stages=(stage,)), config)
     (two,), (four,) = counted(monolithic(2), config), counted(monolithic(4), config)
     assert two.active < cost.active == four.active - 1024 * 64 - 2 * 64  # four blocks, no head, no norm
-    block, head = 2 * 12 * 64 * 64 + 2 * 64 * 64, 2 * 1024 * 64
+    linear, attention, head = 2 * 12 * 64 * 64, 2 * 64 * 64, 2 * 1024 * 64
     # Forward through six; gradients through four or six; weights of three on average, and of the head in every other.
-    assert cost.flops == 10 * ((6 + 5 + 3) * block + 2.5 * head)
+    assert cost.flops == 10 * ((6 + 5 + 3) * linear + (6 + 2 * 5) * attention + 2.5 * head)
 
 
 def test_tied_blocks_compute_as_often_as_they_stand_and_are_parameters_once():
     config = gpt_neox(PRESETS["tiny"])
     (cost,) = counted(Plan(stages=(Stage(new="1-6", start="random", tied=2, tokens=10),)), config)
     (two,), (six,) = counted(monolithic(2), config), counted(monolithic(6), config)
-    assert (cost.active, cost.total, cost.flops) == (two.active, six.total, six.flops)
+    assert (cost.active, cost.trained, cost.total, cost.flops) == (two.active, two.active, six.total, six.flops)
 
 
 def test_what_a_cache_costs_follows_what_is_still_valid():

@@ -24,12 +24,13 @@ def growth(
 ) -> None:
     """Growth against monolithic and shallow training; run the same command again to go on after an interruption."""
     from treering.cli.console import progress, results
-    from treering.growth.study import StudyRecipe, as_study_table, histories
+    from treering.growth.outcome import as_study_table
+    from treering.growth.study import StudyRecipe, histories
     from treering.growth.study import study as run_study
     from treering.recipe import load_recipe
     from treering.report import loss_curves
 
     chosen = load_recipe(recipe, StudyRecipe, {"data": data, "tokenizer": tokenizer, "output": output})
     outcomes = run_study(chosen, progress())
-    loss_curves(histories(chosen, chosen.seeds[0])).savefig(Path(chosen.output) / "study.png", dpi=144)
+    loss_curves(histories(chosen)).savefig(Path(chosen.output) / "study.png", dpi=144)
     results().print(as_study_table(outcomes))

@@ -16,8 +16,8 @@ from treering.errors import TreeringError
 from treering.growth.blocks import fresh_model
 from treering.growth.plan import Lora, Plan, Step, blocks_text, trained_text
 
-ADAM = 8
-"""Bytes that Adam keeps for each parameter that trains: two running means in float32."""
+ADAM, GRADIENT = 8, 4
+"""Bytes that Adam keeps for each parameter that trains (two running means in float32), and those of its gradient."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,19 @@ class Shape:
         )
 
     @property
+    def linear_flops(self) -> int:
+        """FLOPs of a forward pass for a token through a block's linear layers."""
+        return 2 * sum(inputs * outputs for _, inputs, outputs in self.linear)
+
+    @property
+    def attention_flops(self) -> int:
+        """FLOPs of a block's attention for a token, to half a block of text on average."""
+        return 2 * self.positions * self.width
+
+    @property
     def block_flops(self) -> int:
-        """FLOPs of a block's forward pass for a token, attending to half a block of text on average."""
-        return 2 * sum(inputs * outputs for _, inputs, outputs in self.linear) + 2 * self.positions * self.width
+        """FLOPs of a block's forward pass for a token."""
+        return self.linear_flops + self.attention_flops
 
     @property
     def head_flops(self) -> int:
@@ -60,7 +70,9 @@ class StageCost:
     """One stage, counted.
 
     Attributes:
-        optimiser: MiB that Adam keeps.
+        active: parameters that train at once, at most; each has a gradient.
+        trained: parameters that train at some time of the stage. By turns they are more than train at once, and Adam
+            keeps its state of all of them.
         flops: of all the stage's tokens, with the prefix recomputed.
         prefix_flops: the part of them that a cache of the prefix saves, and does not spend.
     """
@@ -69,14 +81,29 @@ class StageCost:
     tokens: int
     total: int
     active: int
-    optimiser: float
+    trained: int
     flops: float
     prefix_flops: float
 
     @property
     def frozen(self) -> int:
         """Parameters that do not change in this stage."""
-        return self.total - self.active
+        return self.total - self.trained
+
+    @property
+    def optimiser(self) -> float:
+        """MiB of Adam's state on the device: of what trains at once."""
+        return self.active * ADAM / 2**20
+
+    @property
+    def optimiser_host(self) -> float:
+        """MiB of Adam's state in the host's memory: of what waits for its turn."""
+        return (self.trained - self.active) * ADAM / 2**20
+
+    @property
+    def gradients(self) -> float:
+        """MiB of gradients, in float32."""
+        return self.active * GRADIENT / 2**20
 
 
 def shape_of(config: PreTrainedConfig, positions: int) -> Shape:
@@ -107,8 +134,9 @@ def count(
     """The cost of every stage.
 
     A forward pass goes through all blocks; gradients of activations go down to the lowest block that trains, on
-    average where blocks train by turns; gradients of weights are taken where something trains. Tied blocks compute as
-    often as they stand, and are parameters once.
+    average where blocks train by turns, through attention at twice its forward price (both factors of its products are
+    activations); gradients of weights are taken where something trains. Tied blocks compute as often as they stand, and
+    are parameters once.
 
     Args:
         tokens: of each stage.
@@ -124,16 +152,23 @@ def count(
         heads = [step.stage.head_trains(window) for window in windows]
         top = shape.norm + shape.head
         active = updates + table + max(a * shape.block + h * top for a, h in zip(apart, heads, strict=True))
+        trained = updates + table + len(set(leaders.values())) * shape.block + top
         lowest = [0] if lora else [min(window, default=step.depth + 1) - 1 for window in windows]
-        blocks = 2 * step.depth - statistics.mean(lowest) + statistics.mean(map(len, windows))
-        a_token = blocks * shape.block_flops + 4 * updates + (2 + statistics.mean(heads)) * shape.head_flops
+        passed, weighed = step.depth - statistics.mean(lowest), statistics.mean(map(len, windows))
+        a_token = (
+            step.depth * shape.block_flops
+            + passed * (shape.linear_flops + 2 * shape.attention_flops)
+            + weighed * shape.linear_flops
+            + 4 * updates
+            + (2 + statistics.mean(heads)) * shape.head_flops
+        )
         costs.append(
             StageCost(
                 step=step,
                 tokens=length,
                 total=shape.embedding + step.depth * shape.block + shape.norm + shape.head,
                 active=active,
-                optimiser=active * ADAM / 2**20,
+                trained=trained,
                 flops=float(a_token * length),
                 prefix_flops=0.0 if table else float(step.below * shape.block_flops * length),
             )
@@ -178,7 +213,7 @@ def _active_parts(step: Step) -> str:
 def as_table(costs: Sequence[StageCost]) -> Table:
     """The stages as people read them before a run."""
     table = Table("stage", "blocks", "new", "train", "start", box=None)
-    for name in ("tokens", "total", "frozen", "active", "Adam MiB", "TFLOPs"):
+    for name in ("tokens", "total", "frozen", "train", "at once", "Adam MiB", "gradients MiB", "TFLOPs"):
         table.add_column(name, justify="right", overflow="fold")
     for cost in costs:
         stage = cost.step.stage
@@ -188,8 +223,9 @@ def as_table(costs: Sequence[StageCost]) -> Table:
             blocks_text(stage.new) or "–",
             trained_text(stage) or "–",
             stage.start if stage.new else "–",
-            *(f"{number:,}" for number in (cost.tokens, cost.total, cost.frozen, cost.active)),
-            f"{cost.optimiser:,.1f}",
+            *(f"{number:,}" for number in (cost.tokens, cost.total, cost.frozen, cost.trained, cost.active)),
+            f"{cost.optimiser:,.1f}" + (f" + {cost.optimiser_host:,.1f} host" if cost.optimiser_host else ""),
+            f"{cost.gradients:,.1f}",
             f"{cost.flops / 1e12:,.2f}",
         )
     return table

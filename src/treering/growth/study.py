@@ -1,147 +1,244 @@
 """The controlled study (paper section 5): growth against monolithic and shallow training, on three kinds of embedding.
 
-Every run reads the same text in the same order and is measured alike; each is a growth plan of its own.
+Every run reads the same text in the same order and is measured alike; each is a growth plan of its own. Rate, warm-up
+and schedule are chosen for every row by the same search, on pages set apart for it; the held-out pages are read once,
+when all has been chosen.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from rich.console import Console
-from rich.table import Table
 
 from treering import corpus as corpora
 from treering import substrate as substrates
 from treering.backbone import gpt_neox
+from treering.composition import load_model
 from treering.errors import TreeringError
+from treering.evaluation import Ability, abilities, held_out_texts
 from treering.growth import plans
-from treering.growth.cost import ADAM, Shape, count, shape_of
+from treering.growth.cost import Shape, StageCost, count, shape_of
+from treering.growth.outcome import Outcome, outcomes
 from treering.growth.plan import Plan, steps
 from treering.growth.prefix import Prefix
-from treering.growth.recipe import GrowthRecipe, PlanField, as_plan, grow_recipe
-from treering.output import staged_directory
+from treering.growth.recipe import GrowthRecipe, PlanField, as_plan, begin, grow_recipe
+from treering.output import locked, staged_directory, write_file
 from treering.recipe import Schema
 from treering.substrate.substrate import Kind
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, Training
+from treering.training.settings import Schedule
 
 KINDS: tuple[Kind, ...] = ("glyph", "code", "trainable")
+
+
+class Search(Schema):
+    """What every row tries for itself: one thing after the other, the rest at the best so far (the first, to begin).
+
+    Where the best rate is the lowest or highest tried, the search goes on beyond it, at the same distance.
+    """
+
+    learning_rate: tuple[Annotated[float, Field(gt=0)], ...] = Field((4e-3, 8e-3, 1.6e-2), min_length=1)
+    warmup: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.3, 0.1, 0.5), min_length=1)
+    schedule: tuple[Schedule, ...] = Field(("cosine", "linear"), min_length=1)
 
 
 class StudyRecipe(Schema):
     """What ``treering study growth`` reads."""
 
     tokenizer: str = Field(description="directory of the tokenizer; the substrates are made by the study")
-    data: str = Field(description="directory of the prepared corpus")
+    data: str = Field(description="directory of the corpus, prepared with a share for calibration")
     output: str = Field(description="directory of the study: runs that are there are not made again")
     backbone: Backbone = Backbone()
     plan: PlanField = Field(description="the growth that is studied")
     more: dict[str, PlanField] = Field({}, description="by name, other plans to compare, on glyphs")
     kinds: tuple[Kind, ...] = Field(KINDS, description="embeddings: glyph, code (16-bit), random, trainable")
-    training: Training
+    training: Training = Field(description="of every run, but for what is searched")
+    search: Search = Field(
+        Search(), description="rates, warm-ups and schedules that each row tries, with the first seed"
+    )
     equal_compute: bool = Field(True, description="also train growth and the shallow model for monolithic's FLOPs")
-    seeds: tuple[int, ...] = Field((0, 1), min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     prefix: Prefix = "auto"
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run of a study: a plan on a kind of embedding for so many tokens."""
+class Row:
+    """One row of a study: a plan on a kind of embedding for so many tokens."""
 
     name: str
     kind: Kind
     plan: Plan
     tokens: int
-    seed: int
 
     @property
     def directory(self) -> str:
-        """Where it lies in the study's ``runs``."""
-        return f"{self.name.replace(' ', '-').replace(',', '')}-{self.seed}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the runs of one name reached: means over their seeds, and the lowest and highest bits per byte."""
-
-    name: str
-    seeds: int
-    active: int
-    optimiser: float
-    tokens: int
-    flops: float
-    seconds: float
-    bits_per_byte: float
-    low: float
-    high: float
-    texts: dict[str, float]
-    recovered: float | None
+        """Where its runs lie in the study's ``runs``."""
+        return self.name.replace(" ", "-").replace(",", "")
 
 
 def study(recipe: StudyRecipe, console: Console | None = None) -> list[Outcome]:
-    """Make all runs that are not there yet, and compare them; an interrupted study goes on where it stopped.
+    """Search, train and compare; an interrupted study goes on where it stopped.
 
-    Leaves ``study.json`` in the output, and every run, with all its stages, in ``runs``.
+    Leaves ``study.json`` in the output, in ``runs`` every run, and in ``measured`` what the chosen ones reached on the
+    held-out pages.
 
     Raises:
-        TreeringError: a run that is there is of another plan, training or corpus; two have one name; see also
-            ``treering.growth.grow``.
+        TreeringError: the corpus sets no pages apart, a run that is there is of another plan, training or corpus, two
+            rows have one name, or another process makes this study; see also ``treering.growth.grow``.
     """
     console, output = console or Console(), Path(recipe.output)
-    tokenizer = load_tokenizer(recipe.tokenizer)
-    for kind in dict.fromkeys(("glyph", *recipe.kinds)):
-        place = output / "substrates" / kind
-        if not place.exists():
-            with staged_directory(place) as staging:
-                width = recipe.backbone.shape().d_model
-                substrates.build(tokenizer, width, kind=kind).save(staging, tokenizer)
-    made = runs(recipe)
-    for number, run in enumerate(made, 1):
-        if (output / "runs" / run.directory).exists():
-            _require_same(output / "runs" / run.directory, _recipe(recipe, run))
-        else:
-            console.print(f"[bold]{run.name}[/], seed {run.seed} ({number} of {len(made)})", highlight=False)
-            grow_recipe(_recipe(recipe, run), console)
-    outcomes = compare(output, made)
-    (output / "study.json").write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=1))
-    return outcomes
+    corpus, made = corpora.Corpus.load(recipe.data), rows(recipe)
+    if not corpus.manifest.calibration.documents:
+        raise TreeringError(
+            f"{recipe.data} sets no documents apart that rates and schedules could be chosen on. Prepare it again "
+            "with --calibration 0.05, say."
+        )
+    with locked(output):
+        tokenizer = load_tokenizer(recipe.tokenizer)
+        for kind in dict.fromkeys(("glyph", *recipe.kinds)):
+            place = output / "substrates" / kind
+            if not place.exists():
+                with staged_directory(place) as staging:
+                    width = recipe.backbone.shape().d_model
+                    substrates.build(tokenizer, width, kind=kind).save(staging, tokenizer)
+        chosen: dict[str, Training] = {}
+        for number, row in enumerate(made, 1):
+            console.print(f"[bold]{row.name}[/] ({number} of {len(made)})", highlight=False)
+            chosen[row.name] = search(recipe, row, console)
+            for seed in recipe.seeds:
+                run(recipe, row, _seeded(chosen[row.name], seed), console)
+        measured = {
+            row.name: [measure(recipe, row, _seeded(chosen[row.name], s)) for s in recipe.seeds] for row in made
+        }
+        found = compare(recipe, made, chosen, measured)
+        write_file(output / "study.json", json.dumps([asdict(outcome) for outcome in found], indent=1))
+    return found
 
 
-def runs(recipe: StudyRecipe) -> list[Run]:
-    """All runs of a study: grown, monolithic and shallow for the same tokens, then for the same compute.
+def rows(recipe: StudyRecipe) -> list[Row]:
+    """All rows of a study: grown, monolithic and shallow for the same tokens, then for the same compute.
 
     Raises:
         TreeringError: two would have one name.
     """
     plan = as_plan(recipe.plan)
-    depth, corpus = steps(plan)[-1].depth, corpora.Corpus.load(recipe.data)
-    backbone = replace(recipe.backbone.shape(), vocab_size=corpus.manifest.tokenizer.vocab_size)
-    shape = shape_of(gpt_neox(backbone), corpus.manifest.block_size)
-    whole = recipe.training.tokens or round((recipe.training.epochs or 0) * corpus.manifest.train.tokens)
+    depth, whole, shape = steps(plan)[-1].depth, _tokens(recipe), _shape(recipe)
     named: list[tuple[str, Kind, Plan]] = [
         *((f"grown, {kind}", kind, plan) for kind in recipe.kinds),
         *((f"monolithic, {kind}", kind, plans.monolithic(depth)) for kind in recipe.kinds),
         ("shallow, glyph", "glyph", plans.monolithic(_shallow(plan, shape))),
         *((name, "glyph", as_plan(other)) for name, other in recipe.more.items()),
     ]
-    found = [Run(*each, whole, seed) for each in named for seed in recipe.seeds]
+    found = [Row(*each, whole) for each in named]
     if recipe.equal_compute:
         budget = _flops(plans.monolithic(depth), whole, shape)
         for name, kind, own in named:
             if kind == "glyph" and not name.startswith("monolithic"):
-                tokens = round(whole * budget / _flops(own, whole, shape))
-                found += [Run(f"{name}, equal compute", kind, own, tokens, seed) for seed in recipe.seeds]
-    names = [run.directory for run in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+                found.append(
+                    Row(f"{name}, equal compute", kind, own, round(whole * budget / _flops(own, whole, shape)))
+                )
+    places = [row.directory for row in found]
+    if twice := sorted({place for place in places if places.count(place) > 1}):
         raise TreeringError(f"Two runs of the study would be called {twice[0]}. Give the plans under more other names.")
     return found
+
+
+def search(recipe: StudyRecipe, row: Row, console: Console) -> Training:
+    """The settings with which a row reaches the fewest bits on the pages set apart, among those that `Search` tries."""
+    first = {name: values[0] for name, values in recipe.search}
+    best = recipe.training.model_copy(update={"tokens": row.tokens, "epochs": None, "seed": recipe.seeds[0]} | first)
+    for name, values in recipe.search:
+        tried: dict[Any, float] = {}
+        for value in _candidates(name, values, tried):
+            settings = best.model_copy(update={name: value})
+            if value == getattr(best, name) or not _same_run(row.plan, settings, best):
+                tried[value] = run(recipe, row, settings, console)
+        best = best.model_copy(update={name: min(tried, key=tried.__getitem__)})
+    return best
+
+
+def _candidates(name: str, values: Sequence[Any], tried: Mapping[Any, float]) -> Iterator[Any]:
+    """The values in order, and rates beyond their ends as long as the best one stands there."""
+    yield from values
+    if name != "learning_rate" or len(tried) < 2:
+        return
+    low, next_to_low, *_ = sorted(tried)
+    step = next_to_low / low
+    while (best := min(tried, key=tried.__getitem__)) in (min(tried), max(tried)):
+        yield float(f"{best * step if best == max(tried) else best / step:.3g}")
+
+
+def run(recipe: StudyRecipe, row: Row, settings: Training, console: Console) -> float:
+    """Bits per byte on the pages set apart, at the end of a run, which is made if it is not there yet."""
+    own = _recipe(recipe, row, settings)
+    if Path(own.output).exists():
+        _require_same(Path(own.output), own)
+    else:
+        found = begin(own)
+        # What a run shows of itself is of the pages set apart; those held out are read once, by `measure`.
+        grow_recipe(own, console, replace(found, corpus=replace(found.corpus, validation=found.corpus.calibration)))
+    return json.loads((Path(own.output) / "growth.json").read_text())["stages"][-1]["validation_bits_per_byte"]
+
+
+def measure(recipe: StudyRecipe, row: Row, settings: Training) -> dict[str, Any]:
+    """What a finished run reached on the held-out pages, and the seconds that it took; kept in ``measured``."""
+    own = Path(_recipe(recipe, row, settings).output)
+    path = Path(recipe.output) / "measured" / f"{row.directory}-{own.name}.json"
+    if not path.exists():
+        found: list[Ability] = abilities(
+            row.name, load_model(own), load_tokenizer(own), held_out_texts([recipe.data], "validation")
+        )
+        stages = json.loads((own / "growth.json").read_text())["stages"]
+        seconds = sum(stage["seconds"] + stage["prefix_seconds"] for stage in stages)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps({"abilities": found, "seconds": seconds}, indent=1))
+    return json.loads(path.read_text())
+
+
+def compare(
+    recipe: StudyRecipe,
+    made: Sequence[Row],
+    chosen: Mapping[str, Training],
+    measured: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> list[Outcome]:
+    """The table of a study; see ``treering.growth.outcome``."""
+    shape = _shape(recipe)
+    return outcomes(
+        {row.name: (_counted(row.plan, row.tokens, shape, row.kind), chosen[row.name]) for row in made}, measured
+    )
+
+
+def histories(recipe: StudyRecipe) -> dict[str, list[dict[str, Any]]]:
+    """The loss curves of the first seed's chosen runs for the same tokens, by name, from a finished study."""
+    quiet, found = Console(quiet=True), {}
+    for row in rows(recipe):
+        if not row.name.endswith("equal compute"):
+            place = Path(_recipe(recipe, row, search(recipe, row, quiet)).output)
+            found[row.name] = json.loads((place / "history.json").read_text())
+    return found
+
+
+def _recipe(recipe: StudyRecipe, row: Row, settings: Training) -> GrowthRecipe:
+    output = Path(recipe.output)
+    name = f"{settings.learning_rate:g}-{settings.warmup:g}-{settings.schedule}-{settings.seed}"
+    return GrowthRecipe(
+        substrate=os.fspath(output / "substrates" / row.kind),
+        data=recipe.data,
+        output=os.fspath(output / "runs" / row.directory / name),
+        backbone=recipe.backbone,
+        plan=row.plan,
+        training=settings,
+        prefix=recipe.prefix,
+        abilities=False,
+    )
 
 
 def _require_same(place: Path, recipe: GrowthRecipe) -> None:
@@ -152,96 +249,38 @@ def _require_same(place: Path, recipe: GrowthRecipe) -> None:
         "plan": Plan.model_validate(record["plan"]),
         "training": Training.model_validate(record["training"]),
         "prefix": record["prefix"],
+        "corpus": corpora.Manifest.model_validate(record["origin"]["data"]),
     }
-    wanted = {"plan": as_plan(recipe.plan), "training": recipe.training, "prefix": recipe.prefix}
-    corpus = corpora.Corpus.load(recipe.data).fingerprint
-    others = [name for name, value in wanted.items() if made[name] != value]
-    if others or record["origin"]["corpus"] != corpus:
+    wanted = {
+        "plan": as_plan(recipe.plan),
+        "training": recipe.training,
+        "prefix": recipe.prefix,
+        "corpus": corpora.load_manifest(recipe.data),
+    }
+    if others := [name for name, value in wanted.items() if made[name] != value]:
         raise TreeringError(
-            f"{place} was made with another {(others or ['corpus'])[0]} than the study asks for. "
-            "Choose another output, or remove it."
+            f"{place} was made with another {others[0]} than the study asks for. Choose another output, or remove it."
         )
 
 
-def compare(output: Path, made: Sequence[Run]) -> list[Outcome]:
-    """What finished runs reached, by name, and the share of depth's gain that each recovered.
-
-    ``recovered`` = (shallow − it) / (shallow − monolithic) in bits per byte, both on glyphs and the same tokens: 0 is
-    the shallow model of the same active budget, 1 the monolithic one of full depth.
-    """
-    by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for run in made:
-        place = output / "runs" / run.directory
-        record = json.loads((place / "growth.json").read_text())
-        record["abilities"] = json.loads((place / "abilities.json").read_text())
-        by_name.setdefault(run.name, []).append(record)
-    bits = {name: [_last(record) for record in records] for name, records in by_name.items()}
-    mean = {name: statistics.mean(found) for name, found in bits.items()}
-    shallow, whole = mean.get("shallow, glyph"), mean.get("monolithic, glyph")
-    outcomes = []
-    for name, records in by_name.items():
-        stages = [stage for record in records for stage in record["stages"]]
-        active = max(stage["active"] for stage in stages)
-        recovered = None if None in (shallow, whole) else (shallow - mean[name]) / (shallow - whole)  # type: ignore[operator]
-        outcomes.append(
-            Outcome(
-                name=name,
-                seeds=len(records),
-                active=active,
-                optimiser=round(active * ADAM / 2**20, 2),
-                tokens=sum(stage["tokens"] for stage in records[0]["stages"]),
-                flops=sum(stage["flops"] for stage in records[0]["stages"]),
-                seconds=round(sum(s["seconds"] + s["prefix_seconds"] for s in stages) / len(records), 1),
-                bits_per_byte=round(mean[name], 4),
-                low=round(min(bits[name]), 4),
-                high=round(max(bits[name]), 4),
-                texts=_texts(records),
-                recovered=None if recovered is None else round(recovered, 3),
-            )
-        )
-    return outcomes
+def _seeded(settings: Training, seed: int) -> Training:
+    return settings.model_copy(update={"seed": seed})
 
 
-def as_study_table(outcomes: Sequence[Outcome]) -> Table:
-    """The outcomes as people read them."""
-    texts = list(outcomes[0].texts)
-    table = Table("bits per byte", box=None)
-    for name in ("active", "Adam MiB", "M tokens", "TFLOPs", "seconds", "held out", *texts, "recovered"):
-        table.add_column(name, justify="right")
-    for one in outcomes:
-        spread = f" ({one.low:.3f}–{one.high:.3f})" if one.seeds > 1 else ""
-        table.add_row(
-            one.name,
-            f"{one.active:,}",
-            f"{one.optimiser:.2f}",
-            f"{one.tokens / 1e6:.2f}",
-            f"{one.flops / 1e12:.1f}",
-            f"{one.seconds:,.0f}",
-            f"{one.bits_per_byte:.4f}{spread}",
-            *(f"{one.texts[text]:.3f}" for text in texts),
-            "" if one.recovered is None else f"{one.recovered:+.2f}",
-        )
-    return table
+def _same_run(plan: Plan, one: Training, other: Training) -> bool:
+    """Whether every stage of a plan trains alike under both settings."""
+    return all(stage.training(one, 1) == stage.training(other, 1) for stage in plan.stages)
 
 
-def histories(recipe: StudyRecipe, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """The loss curves of one seed's runs for the same tokens, by name."""
-    chosen = [run for run in runs(recipe) if run.seed == seed and not run.name.endswith("equal compute")]
-    place = Path(recipe.output) / "runs"
-    return {run.name: json.loads((place / run.directory / "history.json").read_text()) for run in chosen}
+def _tokens(recipe: StudyRecipe) -> int:
+    whole = corpora.load_manifest(recipe.data).train.tokens
+    return recipe.training.tokens or round((recipe.training.epochs or 0) * whole)
 
 
-def _recipe(recipe: StudyRecipe, run: Run) -> GrowthRecipe:
-    output = Path(recipe.output)
-    return GrowthRecipe(
-        substrate=os.fspath(output / "substrates" / run.kind),
-        data=recipe.data,
-        output=os.fspath(output / "runs" / run.directory),
-        backbone=recipe.backbone,
-        plan=run.plan,
-        training=recipe.training.model_copy(update={"tokens": run.tokens, "epochs": None, "seed": run.seed}),
-        prefix=recipe.prefix,
-    )
+def _shape(recipe: StudyRecipe) -> Shape:
+    manifest = corpora.load_manifest(recipe.data)
+    backbone = replace(recipe.backbone.shape(), vocab_size=manifest.tokenizer.vocab_size)
+    return shape_of(gpt_neox(backbone), manifest.block_size)
 
 
 def _shallow(plan: Plan, shape: Shape) -> int:
@@ -253,24 +292,14 @@ def _shallow(plan: Plan, shape: Shape) -> int:
 
 
 def _active(plan: Plan, shape: Shape) -> int:
-    placed = steps(plan)
-    return max(cost.active for cost in count(placed, [1] * len(placed), shape))
+    return max(cost.active for cost in _counted(plan, 1, shape))
 
 
 def _flops(plan: Plan, tokens: int, shape: Shape) -> float:
+    return sum(cost.flops for cost in _counted(plan, tokens, shape))
+
+
+def _counted(plan: Plan, tokens: int, shape: Shape, kind: Kind = "glyph") -> list[StageCost]:
     placed = steps(plan)
     lengths = [round(step.stage.tokens or (step.stage.share or 0) * tokens) for step in placed]
-    return sum(cost.flops for cost in count(placed, lengths, shape))
-
-
-def _last(record: Mapping[str, Any]) -> float:
-    return record["stages"][-1]["validation_bits_per_byte"]
-
-
-def _texts(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean bits per byte over the runs, by text."""
-    values: dict[str, list[float]] = {}
-    for ability in (ability for record in records for ability in record["abilities"]):
-        if ability["measure"] == "bits per byte":
-            values.setdefault(ability["text"], []).append(ability["value"])
-    return {text: round(statistics.mean(found), 4) for text, found in values.items()}
+    return count(placed, lengths, shape, embedding_trains=kind == "trainable")

@@ -8,6 +8,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from treering.recipe import Schema
 
+Schedule = Literal["cosine", "linear", "constant"]
+
 
 class Training(Schema):
     """One run's optimiser, schedule and bookkeeping; the defaults were found by trying (docs/training.md)."""
@@ -17,7 +19,7 @@ class Training(Schema):
     batch_tokens: PositiveInt = Field(1024, description="tokens per optimiser step, over all processes")
     micro_batch_tokens: PositiveInt = Field(8192, description="at most so many per forward pass and process")
     learning_rate: float = Field(3e-3, gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup: float = Field(0.25, ge=0, lt=1, description="share of the steps")
     final_rate: float = Field(
         0.1, ge=0, le=1, description="last learning rate, as a share of the highest; not of a constant one"
