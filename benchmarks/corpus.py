@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from treering.corpus import Corpus, read_documents
+from treering.training.loss import collate
 
 LANGUAGES = ("ru", "zh", "en")
 
@@ -71,12 +72,12 @@ def small_tokenizer(directory: Path) -> None:
 
 def reading_speed(directory: Path, batch: int = 16, seconds: float = 3.0) -> float:
     """Tokens a second of batches drawn at random as tensors, as a data loader draws them."""
-    train = Corpus.load(directory).train.with_format("torch")
+    train = Corpus.load(directory).train
     generator = np.random.default_rng(0)
     tokens, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        rows = train[generator.integers(0, len(train), batch).tolist()]["input_ids"]
-        tokens += rows.numel()
+        rows = collate([train[row] for row in generator.integers(0, len(train), batch).tolist()])
+        tokens += rows["input_ids"].numel()
     return tokens / (time.perf_counter() - start)
 
 

@@ -4,7 +4,9 @@ import errno
 import hashlib
 import itertools
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from treering.corpus import (
     Corpus,
     Source,
+    load_held_out,
     load_manifest,
     prepare,
     read_documents,
@@ -24,6 +27,8 @@ from treering.corpus import (
     training_texts,
 )
 from treering.corpus.documents import Document
+from treering.corpus.packing import write_blocks
+from treering.corpus.prepared import HeldOutRecord
 from treering.errors import TreeringError
 from treering.tokenizer import encode, identity
 
@@ -44,7 +49,7 @@ def wordy(path: Path, count: int, words: int = 20) -> Path:
 
 
 def stream_of(corpus: Corpus) -> list[int]:
-    return np.concatenate(corpus.train.with_format("numpy")["input_ids"][:]).tolist()
+    return np.concatenate([block["input_ids"] for block in corpus.train]).tolist()
 
 
 def documents_in(stream: list[int], separator: int) -> list[list[int]]:
@@ -246,7 +251,8 @@ def test_a_corpus_made_before_there_was_calibration_is_read(calibrated: Path, tm
     assert "calibration_" not in json.dumps(manifest)
     path.write_text(json.dumps(manifest))
     old = Corpus.load(tmp_path / "old")
-    assert old.manifest == load_manifest(calibrated / "without")
+    none = HeldOutRecord(documents=0, tokens=0, text_bytes=0)
+    assert old.manifest == load_manifest(calibrated / "without").model_copy(update={"calibration": none})
     assert len(old.calibration) == 0
     assert old.calibration.column_names == ["id", "source", "text"]
 
@@ -376,6 +382,127 @@ def test_loading_what_is_not_whole(tokenizer: PreTrainedTokenizerFast, tmp_path:
     manifest.write_text(text[:100])
     with pytest.raises(TreeringError, match="cannot be read"):
         Corpus.load(tmp_path / "c")
+
+
+@pytest.fixture
+def whole(calibrated: Path, tmp_path: Path) -> Path:
+    """A corpus of its own to damage."""
+    shutil.copytree(calibrated / "with", tmp_path / "c")
+    return tmp_path / "c"
+
+
+@pytest.mark.parametrize("name", ["train.arrow", "validation.arrow", "calibration.arrow"])
+def test_a_flipped_bit_is_told(whole: Path, name: str) -> None:
+    """Of every byte that says something; before, one in train.arrow trained another model."""
+    path = whole / name
+    content = path.read_bytes()
+    corpus = Corpus.load(whole)
+    for at in range(100, len(content), len(content) // 60):
+        path.write_bytes(bytes([*content[:at], content[at] ^ 4, *content[at + 1 :]]))
+        try:
+            same = Corpus.load(whole)
+        except TreeringError as error:
+            assert str(path) in str(error)
+        else:  # it stood in padding
+            assert stream_of(same) == stream_of(corpus)
+            assert same.validation.to_list() == corpus.validation.to_list()
+            assert same.calibration.to_list() == corpus.calibration.to_list()
+
+
+def test_text_changed_into_other_text_is_told(whole: Path) -> None:
+    """The same length in the same place: only a checksum can tell."""
+    for name in ("validation", "calibration"):
+        path = whole / f"{name}.arrow"
+        word = Corpus.load(whole).validation[0]["text"].encode()[:6] if name == "validation" else None
+        word = word or Corpus.load(whole).calibration[0]["text"].encode()[:6]
+        content = path.read_bytes()
+        path.write_bytes(content.replace(word, b"zzzzzz"[: len(word)], 1))
+        with pytest.raises(TreeringError, match="do not have the SHA-256"):
+            Corpus.load(whole)
+        with pytest.raises(TreeringError, match="do not have the SHA-256"):
+            load_held_out(whole, name)
+        path.write_bytes(content)
+
+
+def test_an_id_beyond_the_vocabulary_is_told(whole: Path) -> None:
+    path = whole / "train.arrow"
+    tokens = np.concatenate([block["input_ids"] for block in Corpus.load(whole).train])
+    for wrong in (10**9, -1):
+        changed = tokens.copy()
+        changed[100] = wrong
+        path.unlink()
+        _, digest = write_blocks(path, list(changed.reshape(-1, 128)), 128)
+        edit(whole / "manifest.json", lambda m, digest=digest: m["train"].update(sha256=digest))
+        with pytest.raises(TreeringError, match="a token ID that is not below"):
+            Corpus.load(whole)
+
+
+@pytest.mark.parametrize("name", ["train.arrow", "validation.arrow", "calibration.arrow", "manifest.json"])
+def test_links_and_devices_are_not_read(whole: Path, name: str) -> None:
+    path = whole / name
+    path.rename(whole.parent / "elsewhere")
+    path.symlink_to(whole.parent / "elsewhere")
+    with pytest.raises(TreeringError, match="is a link"):
+        Corpus.load(whole)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(TreeringError, match="no ordinary file"):
+        Corpus.load(whole)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda m: m.update(block_size=-1), "block_size"),
+        (lambda m: m.update(block_size=2**40), "block_size"),
+        (lambda m: m.update(block_size=64), "columns are not input_ids of the expected types"),
+        (lambda m: m.update(validation_share=float("nan")), "validation_share"),
+        (lambda m: m["tokenizer"].update(vocab_size=10**10), "tokenizer.vocab_size"),
+        (lambda m: m["tokenizer"].update(vocab_size=5), "a token ID that is not below 5"),
+        (lambda m: m["train"].update(blocks=-1), "train.blocks"),
+        (lambda m: m["train"].update(blocks=1), "rows where the manifest says 1"),
+        (lambda m: m["train"].update(sha256="0"), "train.sha256"),
+        (lambda m: m["validation"].update(documents=10**6), "rows where the manifest says 1000000"),
+        (lambda m: m["validation"].update(text_bytes=1), "or another text"),
+        (lambda m: m.update({"\x1b[31m": 1}), r"\\x1b\[31m"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_told(
+    whole: Path, change: Callable[[dict[str, Any]], Any], expected: str
+) -> None:
+    edit(whole / "manifest.json", change)
+    with pytest.raises(TreeringError, match=expected):
+        Corpus.load(whole)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b'{"format_version": "\\ud800"}', b"1" * 10_000]
+)
+def test_a_manifest_that_is_none_is_told(whole: Path, content: bytes) -> None:
+    (whole / "manifest.json").write_bytes(content)
+    with pytest.raises(TreeringError, match=r"manifest\.json cannot be read"):
+        Corpus.load(whole)
+
+
+def test_a_corpus_of_an_earlier_version_without_checksums_of_its_documents_is_read(whole: Path) -> None:
+    edit(whole / "manifest.json", lambda m: [m[split].pop("sha256") for split in ("validation", "calibration")])
+    old = Corpus.load(whole)
+    assert old.manifest.validation.sha256 is None
+    assert len(old.validation) == old.manifest.validation.documents
+    assert load_held_out(whole).to_list() == old.validation.to_list()
+
+
+def test_the_same_documents_have_the_same_checksum(corpus: Corpus) -> None:
+    rows = [[row["id"], row["source"], row["text"]] for row in corpus.validation]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    assert corpus.manifest.validation.sha256 == hashlib.sha256(lines.encode()).hexdigest()
+    assert corpus.manifest.calibration.sha256 == hashlib.sha256().hexdigest()
 
 
 def test_another_tokenizer_is_refused(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -24,7 +23,7 @@ def folder(substrate, tokenizer, corpus, foreign, tmp_path):
     """A directory with a substrate, a corpus, an existing model, and ``write(**fields)`` that makes a recipe."""
     (tmp_path / "substrate").mkdir()
     substrate.save(tmp_path / "substrate", tokenizer)
-    (tmp_path / "corpus").symlink_to(Path(corpus.train.cache_files[0]["filename"]).parent)
+    (tmp_path / "corpus").symlink_to(corpus.directory)
     foreign().save_pretrained(tmp_path / "llama")
     tokenizers.save(tokenizer, tmp_path / "llama")
     return tmp_path

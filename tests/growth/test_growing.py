@@ -157,7 +157,7 @@ def test_a_stage_is_a_plain_training_loop(growing, fresh, constant, tmp_path, co
         trained.append(backbone.head(model).weight)
         optimiser = torch.optim.AdamW(trained, 3e-3, betas=(0.9, 0.99), weight_decay=0)
         for _ in range(4):
-            ids = torch.tensor(corpus.train.select(list(islice(rows, 4)))["input_ids"])
+            ids = torch.tensor([corpus.train[row]["input_ids"].tolist() for row in islice(rows, 4)])
             loss = model(ids, labels=ids, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -230,7 +230,7 @@ def plain_losses(model, corpus, parts, turn, steps=12):
     optimisers = [torch.optim.AdamW(part, 3e-3, betas=(0.9, 0.99), weight_decay=0) for part in parts]
     rows, found = iter(reading_order(len(corpus.train), 0, 0, 48).tolist()), []
     for step in range(steps):
-        ids = torch.tensor(corpus.train.select(list(islice(rows, 4)))["input_ids"])
+        ids = torch.tensor([corpus.train[row]["input_ids"].tolist() for row in islice(rows, 4)])
         loss = model(ids, labels=ids, use_cache=False).loss
         found.append(loss.item())
         model.zero_grad()

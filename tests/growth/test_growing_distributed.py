@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ def test_two_processes_grow_as_one(substrate, tokenizer, corpus, tmp_path, way):
     substrate.save(tmp_path / "substrate", tokenizer)
     recipe = {
         "substrate": str(tmp_path / "substrate"),
-        "data": str(Path(corpus.train.cache_files[0]["filename"]).parent),
+        "data": str(corpus.directory),
         "output": "",
         "backbone": {"preset": "tiny"},
         "plan": {"way": way, "depth": 2, "width": 1, "turn": 2, "low": 1, "head": way == "looped"},

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +32,7 @@ def test_two_processes_train_as_one(substrate, tokenizer, corpus, tmp_path):
     """Two gloo processes with 128 tokens each, against one with two accumulated passes of 128: the same data."""
     (tmp_path / "substrate").mkdir()
     substrate.save(tmp_path / "substrate", tokenizer)
-    source = Path(corpus.train.cache_files[0]["filename"]).parent
+    source = corpus.directory
     (tmp_path / "corpus").symlink_to(source)
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

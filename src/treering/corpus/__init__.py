@@ -2,13 +2,14 @@
 
 from treering.corpus.documents import Document, read_documents, training_texts
 from treering.corpus.mixing import Mix
-from treering.corpus.packing import pack
+from treering.corpus.packing import Blocks, pack
 from treering.corpus.preparation import CorpusRecipe, prepare
-from treering.corpus.prepared import Corpus, Manifest, load_manifest, require_match
+from treering.corpus.prepared import Corpus, Manifest, load_held_out, load_manifest, require_match
 from treering.corpus.source import Source, embedded, split_of
 from treering.corpus.windows import Window, windows
 
 __all__ = [
+    "Blocks",
     "Corpus",
     "CorpusRecipe",
     "Document",
@@ -17,6 +18,7 @@ __all__ = [
     "Source",
     "Window",
     "embedded",
+    "load_held_out",
     "load_manifest",
     "pack",
     "prepare",

@@ -1,16 +1,24 @@
-"""Documents' tokens to blocks of one length, and blocks to a file that is mapped into memory."""
+"""Documents' tokens to blocks of one length, blocks to a file, and a file's blocks in any order."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import zlib
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_ROWS = 1_024  # blocks per record batch of the file
+from treering.corpus.arrow import damaged, read_batches
+
+_ROWS, _TOKENS = 1_024, 2**22  # at most so many blocks, or tokens of more than one, in a record batch of the file
 
 
 def pack(
@@ -49,7 +57,7 @@ def write_blocks(path: Path, blocks: Iterable[NDArray[np.int32]], block_size: in
     digest, count = hashlib.sha256(), 0
     iterator = iter(blocks)
     with ArrowWriter(path=str(path), features=features) as writer:
-        while rows := list(itertools.islice(iterator, _ROWS)):
+        while rows := list(itertools.islice(iterator, max(1, min(_ROWS, _TOKENS // block_size)))):
             tokens = np.concatenate(rows)
             digest.update(tokens.astype("<i4", copy=False).tobytes())
             column = pa.FixedSizeListArray.from_arrays(pa.array(tokens), block_size)
@@ -57,3 +65,78 @@ def write_blocks(path: Path, blocks: Iterable[NDArray[np.int32]], block_size: in
             count += len(rows)
         writer.finalize()
     return count, digest.hexdigest()
+
+
+class Blocks:
+    """The training blocks of a prepared corpus, for a Trainer: row i is ``{"input_ids": int32 [block_size]}``.
+
+    Rows are read by position in any order. The whole file is read once when it is opened, for `sha256`; of that memory
+    keeps 4 bytes a block, by which every row is recognised when it is read.
+
+    Args:
+        vocab_size: all IDs are below.
+        report: is called with bytes read, as they are.
+
+    Raises:
+        TreeringError: the file is missing, damaged, of another block size, or has an ID that is not in the vocabulary.
+
+    Attributes:
+        sha256: of all tokens as little-endian 32-bit integers in order.
+    """
+
+    def __init__(
+        self, path: Path, block_size: int, vocab_size: int, report: Callable[[int], object] = lambda count: None
+    ) -> None:
+        import pyarrow as pa
+
+        self.path, self.block_size = path, block_size
+        self._bytes = 4 * block_size
+        self._firsts, self._places = array("q"), array("q")  # of each record batch: its first row, its first byte
+        self._checksums = array("I")
+        digest = hashlib.sha256()
+        schema = pa.schema({"input_ids": pa.list_(pa.int32(), block_size)})
+        for batch, place, address in read_batches(path, schema):
+            values = batch.column(0).flatten()
+            (_, buffer), start = values.buffers(), 4 * values.offset
+            content = memoryview(buffer)[start : start + self._bytes * len(batch)]
+            tokens = np.frombuffer(content, "<u4")  # a negative ID is a large one so
+            if len(tokens) and int(tokens.max()) >= vocab_size:
+                raise damaged(path, f"it has a token ID that is not below {vocab_size}, the tokenizer's size")
+            digest.update(content)
+            self._firsts.append(len(self))
+            self._places.append(place + buffer.address + start - address)
+            self._checksums.extend(
+                zlib.crc32(content[low : low + self._bytes]) for low in range(0, len(content), self._bytes)
+            )
+            report(len(content))
+        self.sha256 = digest.hexdigest()
+        self._file = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):
+            os.close(self._file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_file"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._file = os.open(self.path, os.O_RDONLY)
+
+    def __len__(self) -> int:
+        return len(self._checksums)
+
+    def __getitem__(self, row: int) -> dict[str, NDArray[np.int32]]:
+        """One block.
+
+        Raises:
+            IndexError: there is no such row.
+            TreeringError: the file is no longer what it was when it was opened.
+        """
+        row = range(len(self))[row]
+        batch = bisect_right(self._firsts, row) - 1
+        place = self._places[batch] + (row - self._firsts[batch]) * self._bytes
+        content = bytearray(os.pread(self._file, self._bytes, place))
+        if zlib.crc32(content) != self._checksums[row]:
+            raise damaged(self.path, f"block {row} is no longer what it was when the file was opened")
+        return {"input_ids": np.frombuffer(content, "<i4").astype(np.int32, copy=False)}

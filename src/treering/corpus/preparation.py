@@ -173,7 +173,7 @@ def prepare(
             calibration=_record(calibrating),
         )
         (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return Corpus.load(output)
+    return Corpus.load(output, console)
 
 
 # ---------------------------------------------------------------------------------------------- checks
@@ -325,7 +325,12 @@ def _sum(counts: NDArray[np.integer]) -> int:
 
 
 def _record(held_out: HeldOut) -> HeldOutRecord:
-    return HeldOutRecord(documents=held_out.documents, tokens=held_out.tokens, text_bytes=held_out.text_bytes)
+    return HeldOutRecord(
+        documents=held_out.documents,
+        tokens=held_out.tokens,
+        text_bytes=held_out.text_bytes,
+        sha256=held_out.digest.hexdigest(),
+    )
 
 
 def _without_machine(source: Source) -> Source:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from treering.corpus.arrow import damaged, read_batches
 from treering.corpus.mixing import Mix
+from treering.corpus.packing import Blocks
 from treering.corpus.source import Source
 from treering.errors import TreeringError
+from treering.reading import MOST_JSON, inside, printable
 from treering.recipe import Schema
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from rich.console import Console
     from transformers import PreTrainedTokenizerFast
 
 FORMAT_VERSION = 1
@@ -27,14 +32,19 @@ SPLIT_RULE = (
     "id = the document's own, or the first 128 bits of SHA-256(text) in hex"
 )
 ORDER = "documents of the mix sorted by SplitMix64 of position and seed; </s> before each; cut into blocks"
+_LONG = 2**30  # bytes of a file from which its reading is shown
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class FileRecord(Schema):
     """A file as it lay on the disk, compressed or not."""
 
     name: str
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: Digest
 
 
 class SourceRecord(Schema):
@@ -43,20 +53,20 @@ class SourceRecord(Schema):
     name: str
     source: Source
     files: list[FileRecord]
-    documents: int
-    empty_documents: int
-    text_bytes: int
-    tokens: int
-    train_documents: int
-    train_tokens: int
-    validation_documents: int
-    validation_tokens: int
-    calibration_documents: int = 0
-    calibration_tokens: int = 0
-    repeats_of_held_out: int
-    used_documents: int
-    used_tokens: int
-    share: float
+    documents: Count
+    empty_documents: Count
+    text_bytes: Count
+    tokens: Count
+    train_documents: Count
+    train_tokens: Count
+    validation_documents: Count
+    validation_tokens: Count
+    calibration_documents: Count = 0
+    calibration_tokens: Count = 0
+    repeats_of_held_out: Count
+    used_documents: Count
+    used_tokens: Count
+    share: Share
 
     @property
     def passes(self) -> float:
@@ -68,27 +78,31 @@ class TokenizerRecord(Schema):
     """The tokenizer the IDs belong to."""
 
     identity: str
-    vocab_size: int
+    vocab_size: int = Field(ge=1, le=2**31)
     separator: str
-    separator_id: int
+    separator_id: Count
 
 
 class TrainRecord(Schema):
     """Totals of ``train.arrow``; ``sha256`` is over its tokens as little-endian 32-bit integers."""
 
-    documents: int
-    tokens: int
-    blocks: int
-    dropped_tokens: int
-    sha256: str
+    documents: Count
+    tokens: Count
+    blocks: Count
+    dropped_tokens: Count
+    sha256: Digest
 
 
 class HeldOutRecord(Schema):
-    """Totals of ``validation.arrow`` or ``calibration.arrow``; ``tokens`` include one separator per document."""
+    """Totals of ``validation.arrow`` or ``calibration.arrow``; ``tokens`` include one separator per document.
 
-    documents: int
-    tokens: int
-    text_bytes: int
+    ``sha256`` is over the lines that `document_line` makes of its rows; an earlier version did not write it.
+    """
+
+    documents: Count
+    tokens: Count
+    text_bytes: Count
+    sha256: Digest | None = None
 
 
 class Manifest(Schema):
@@ -97,9 +111,9 @@ class Manifest(Schema):
     format_version: int
     sources: list[SourceRecord]
     tokenizer: TokenizerRecord
-    block_size: int
-    validation_share: float
-    calibration_share: float = 0.0
+    block_size: int = Field(ge=2, lt=2**31)
+    validation_share: Share
+    calibration_share: Share = 0.0
     mix: Mix
     seed: int
     split_rule: str
@@ -111,36 +125,57 @@ class Manifest(Schema):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus, memory-mapped.
+    """A prepared corpus.
 
     Attributes:
-        train: column ``input_ids``, exactly ``manifest.block_size`` IDs a row.
-        validation: whole held-out documents, columns ``id``, ``source``, ``text``.
+        train: rows ``{"input_ids": …}`` of exactly ``manifest.block_size`` IDs, read from the disk when asked for.
+        validation: whole held-out documents in memory, columns ``id``, ``source``, ``text``.
         calibration: more of them with the same columns, to fit small things on that are measured on ``validation``.
         manifest: where all come from.
         fingerprint: SHA-256 of the manifest, which holds the hash of the training tokens.
+        directory: where it lies.
     """
 
-    train: Dataset
+    train: Blocks
     validation: Dataset
     calibration: Dataset
     manifest: Manifest
     fingerprint: str
+    directory: Path
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> Corpus:
-        """Map a directory that `prepare` wrote.
+    def load(cls, directory: str | os.PathLike[str], console: Console | None = None) -> Corpus:
+        """Open a directory that `prepare` wrote, once everything in it is known to be what the manifest says.
+
+        Args:
+            console: where the reading of a large file is shown, if it is a terminal.
 
         Raises:
             TreeringError: it is not a prepared corpus, is of another format version, or is damaged.
         """
         directory = Path(directory)
         manifest, fingerprint = _read_manifest(directory)
-        train = _map(directory / TRAIN, manifest.train.blocks)
-        validation = _map(directory / VALIDATION, manifest.validation.documents)
-        set_apart = manifest.calibration.documents  # without any, there may be no file
-        calibration = _map(directory / CALIBRATION, set_apart) if set_apart else validation.select(range(0))
-        return cls(train, validation, calibration, manifest, fingerprint)
+        return cls(
+            train=_blocks(directory, manifest, console),
+            validation=_documents(directory, "validation", manifest, fingerprint),
+            calibration=_documents(directory, "calibration", manifest, fingerprint),
+            manifest=manifest,
+            fingerprint=fingerprint,
+            directory=directory,
+        )
+
+
+HeldOutSplit = Literal["validation", "calibration"]
+
+
+def load_held_out(directory: str | os.PathLike[str], split: HeldOutSplit = "validation") -> Dataset:
+    """The held-out documents alone, without reading the training blocks; columns ``id``, ``source``, ``text``.
+
+    Raises:
+        TreeringError: as `Corpus.load`.
+    """
+    directory = Path(directory)
+    return _documents(directory, split, *_read_manifest(directory))
 
 
 def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
@@ -169,21 +204,31 @@ def require_match(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> None:
         )
 
 
+def document_line(identity: str, source: str, text: str) -> bytes:
+    """A held-out document as its file's SHA-256 takes it: the three as a JSON array in UTF-8, and a line feed."""
+    return json.dumps([identity, source, text], ensure_ascii=False).encode() + b"\n"
+
+
 def _read_manifest(directory: Path) -> tuple[Manifest, str]:
-    path = directory / MANIFEST
+    path = inside(directory, MANIFEST)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MOST_JSON + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise TreeringError(
             f"{directory} is not a prepared corpus: it has no {MANIFEST}. Make one with: "
             f"treering data prepare SOURCE … --tokenizer DIR -o {directory}"
         ) from None
+    if len(content) > MOST_JSON:
+        raise TreeringError(f"{path} is larger than {MOST_JSON >> 20} MiB, which no manifest is.")
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise TreeringError(f"{path} cannot be read ({field}: {first['msg']}). Prepare the corpus again.") from None
+        field = printable(".".join(str(part) for part in first["loc"]))
+        raise TreeringError(
+            f"{path} cannot be read ({field}: {printable(first['msg'])}). Copy it again, or prepare the corpus again."
+        ) from None
     if manifest.format_version != FORMAT_VERSION:
         raise TreeringError(
             f"{directory} has the corpus format {manifest.format_version}; this Treering reads "
@@ -192,14 +237,41 @@ def _read_manifest(directory: Path) -> tuple[Manifest, str]:
     return manifest, hashlib.sha256(content).hexdigest()
 
 
-def _map(path: Path, rows: int) -> Dataset:
+def _blocks(directory: Path, manifest: Manifest, console: Console | None) -> Blocks:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    path, known = inside(directory, TRAIN), manifest.train
+    size = path.stat().st_size if path.exists() else 0
+    with Progress(console=console or Console(quiet=True), transient=True, disable=size < _LONG) as progress:
+        task = progress.add_task(f"checking {path}", total=size)
+        vocab_size = manifest.tokenizer.vocab_size
+        blocks = Blocks(path, manifest.block_size, vocab_size, lambda count: progress.advance(task, count))
+    if len(blocks) != known.blocks:
+        raise damaged(path, f"it has {len(blocks)} rows where the manifest says {known.blocks}")
+    if blocks.sha256 != known.sha256:
+        raise damaged(path, "its tokens do not have the SHA-256 that the manifest says")
+    return blocks
+
+
+def _documents(directory: Path, split: HeldOutSplit, manifest: Manifest, fingerprint: str) -> Dataset:
     import pyarrow as pa
     from datasets import Dataset
+    from datasets.table import InMemoryTable
 
-    try:
-        dataset = Dataset.from_file(str(path))
-    except (OSError, pa.ArrowException) as error:
-        raise TreeringError(f"{path} is missing or damaged: {error}. Prepare the corpus again.") from None
-    if len(dataset) != rows:
-        raise TreeringError(f"{path} has {len(dataset)} rows where the manifest says {rows}. Prepare the corpus again.")
-    return dataset
+    known: HeldOutRecord = getattr(manifest, split)
+    path = inside(directory, VALIDATION if split == "validation" else CALIBRATION)
+    schema = pa.schema(dict.fromkeys(("id", "source", "text"), pa.string()))
+    digest, text_bytes, batches = hashlib.sha256(), 0, []
+    if known.documents or split == "validation":  # without any set apart, there may be no file
+        for batch, _, _ in read_batches(path, schema):
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                digest.update(document_line(*row))
+                text_bytes += len(row[-1].encode())
+            batches.append(batch.replace_schema_metadata(None))
+    table = pa.Table.from_batches(batches, schema)
+    if (len(table), text_bytes) != (known.documents, known.text_bytes):
+        raise damaged(path, f"it has {len(table)} rows where the manifest says {known.documents}, or another text")
+    if known.sha256 and digest.hexdigest() != known.sha256:
+        raise damaged(path, "its documents do not have the SHA-256 that the manifest says")
+    return Dataset(InMemoryTable(table), fingerprint=f"{fingerprint[:32]}-{split}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treering.corpus.documents import Document
+from treering.corpus.prepared import document_line
 
 _CHUNK = 2**20
 
@@ -84,7 +86,7 @@ class HeldOut:
         self._writer = ArrowWriter(path=str(path), features=self._features)
         self._rows: list[dict[str, str]] = []
         self._pending = 0
-        self.hashes = array("Q")
+        self.hashes, self.digest = array("Q"), hashlib.sha256()
         self.documents = self.tokens = self.text_bytes = 0
 
     def __enter__(self) -> HeldOut:
@@ -99,6 +101,7 @@ class HeldOut:
     def append(self, document: Document, source: str, text_hash: int, text_bytes: int, tokens: int) -> None:
         """Add one document of so many UTF-8 bytes and tokens (with its separator)."""
         self._rows.append({"id": document.id, "source": source, "text": document.text})
+        self.digest.update(document_line(document.id, source, document.text))
         self._pending += text_bytes
         if self._pending >= _CHUNK:
             self._flush()

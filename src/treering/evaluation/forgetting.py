@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from treering.composition import ComposedModel, require_fitted, rule
-from treering.corpus import Corpus
+from treering.corpus import load_held_out
 from treering.errors import TreeringError
 from treering.evaluation.bits import (
     LOGITS_AT_ONCE,
@@ -220,7 +220,7 @@ def code_switched(directories: Iterable[str]) -> list[str]:
         TreeringError: fewer than two sources, or no page that all of them hold out.
     """
     pages: dict[str, dict[str, list[str]]] = {}
-    for page in chain.from_iterable(Corpus.load(directory).validation for directory in directories):
+    for page in chain.from_iterable(map(load_held_out, directories)):
         pages.setdefault(page["source"], {})[page["id"]] = page["text"].split("\n")
     common = set.intersection(*map(set, pages.values())) if len(pages) > 1 else set()
     if not common:

@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from treering.corpus import Corpus
+from treering.corpus import load_held_out
 from treering.evaluation.bits import Score, document_losses, uniform_losses
 
 
@@ -51,7 +51,7 @@ def held_out_texts(
     """
     documents: dict[str, dict[str, str]] = {}
     for directory in directories:
-        for row in getattr(Corpus.load(directory), split):
+        for row in load_held_out(directory, split):
             documents.setdefault(row["source"], {})[row["id"]] = row["text"]
     return {source: list(found.values()) for source, found in documents.items()}
 

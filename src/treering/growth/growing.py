@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import ConcatDataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from treering import backbone
@@ -115,7 +116,7 @@ def grow(
     placed, costs = survey(model, corpus, plan, training)
     validation, bytes_per_token = validation_blocks(corpus, tokenizer)
     directory = Path(prefix_directory) / f"{output.name}.prefix" if prefix_directory else place / "prefix"
-    blocks = concatenate_datasets([corpus.train, validation])
+    blocks = ConcatDataset([corpus.train, validation])
     held = len(blocks) * corpus.manifest.block_size
     own = {
         "plan": plan.model_dump(mode="json"),
@@ -251,7 +252,7 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: list[in
             )
             stack.enter_context(only(model, step.below))
         else:
-            text = replace(run.text, train=run.text.train.select(order))
+            text = replace(run.text, train=Subset(run.text.train, order))
         prefix_seconds = round(time.perf_counter() - begun, 2)
         settings, origin = step.stage.training(run.training, tokens), run.own | {"stage": step.number}
         turns, patience = _turns(model, step), step.stage.patience

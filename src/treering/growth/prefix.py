@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -137,12 +136,12 @@ class HiddenBlocks(torch.utils.data.Dataset):
     """Packed blocks with their hidden states, for a Trainer (see ``treering.training.loss.collate``).
 
     Args:
-        blocks: column ``input_ids``.
+        blocks: map-style, each a mapping with ``input_ids``.
         hidden: of the same rows.
         rows: which of them, in what order.
     """
 
-    def __init__(self, blocks: Dataset, hidden: HiddenStates, rows: Sequence[int]) -> None:
+    def __init__(self, blocks: Any, hidden: HiddenStates, rows: Sequence[int]) -> None:
         self.blocks, self.hidden, self.rows = blocks, hidden, rows
 
     def __len__(self) -> int:
@@ -160,11 +159,11 @@ class PrefixCache:
     how they compute, the precision. So what is read can never be stale. The directory is the run's own.
 
     Args:
-        blocks: column ``input_ids``, the same number in each row.
+        blocks: map-style, each a mapping with ``input_ids``, the same number in all.
         identity: of the tokens, a hash.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], blocks: Dataset, identity: str, precision: Precision) -> None:
+    def __init__(self, directory: str | os.PathLike[str], blocks: Any, identity: str, precision: Precision) -> None:
         self.directory, self.blocks, self.precision = Path(directory), blocks, precision
         self.rows, self.positions = len(blocks), len(blocks[0]["input_ids"])
         self._identity = identity
@@ -258,8 +257,8 @@ class PrefixCache:
     def _forward(self, model: PreTrainedModel, rows: range, source: HiddenStates | None) -> Tensor:
         sample = next(model.parameters())
         if source is None:
-            ids = self.blocks[rows.start : rows.stop]["input_ids"]
-            inputs = {"input_ids": torch.as_tensor(ids, dtype=torch.long, device=sample.device)}
+            ids = torch.stack([torch.as_tensor(self.blocks[row]["input_ids"], dtype=torch.long) for row in rows])
+            inputs = {"input_ids": ids.to(sample.device)}
         else:
             hidden = torch.stack([source[row] for row in rows])
             inputs = {"inputs_embeds": hidden.to(device=sample.device, dtype=sample.dtype)}

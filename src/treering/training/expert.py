@@ -53,7 +53,7 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
     """
     tokenizer = load_tokenizer(recipe.substrate)
     substrate = substrates.load(recipe.substrate)
-    corpus = corpora.Corpus.load(recipe.data)
+    corpus = corpora.Corpus.load(recipe.data, console)
     set_seed(recipe.training.seed)
     model = dock(gpt_neox(stand_on(substrate, recipe.backbone.shape())), substrate, tokenizer)
     if recipe.training.residual_init:

@@ -229,7 +229,7 @@ def validation_blocks(corpus: corpora.Corpus, tokenizer: PreTrainedTokenizerFast
             "--validation share or a smaller --block-size."
         )
     bytes_per_token = sum(len(text.encode()) for text in texts) / sum(map(len, ids))
-    return Dataset.from_dict({"input_ids": packed}, features=corpus.train.features), bytes_per_token
+    return Dataset.from_dict({"input_ids": packed}), bytes_per_token
 
 
 def batch_shape(settings: Training, block_size: int) -> tuple[int, int]:
