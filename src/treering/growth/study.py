@@ -249,13 +249,13 @@ def _require_same(place: Path, recipe: GrowthRecipe) -> None:
         "plan": Plan.model_validate(record["plan"]),
         "training": Training.model_validate(record["training"]),
         "prefix": record["prefix"],
-        "corpus": corpora.Manifest.model_validate(record["origin"]["data"]),
+        "corpus": record["origin"]["data"]["train"]["sha256"],
     }
     wanted = {
         "plan": as_plan(recipe.plan),
         "training": recipe.training,
         "prefix": recipe.prefix,
-        "corpus": corpora.load_manifest(recipe.data),
+        "corpus": corpora.load_manifest(recipe.data).train.sha256,
     }
     if others := [name for name, value in wanted.items() if made[name] != value]:
         raise TreeringError(
