@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -44,7 +44,12 @@ def as_source(source: Source | str | os.PathLike[str]) -> Source:
     return source if isinstance(source, Source) else Source(path=os.fspath(source))
 
 
-def read_documents(source: Source | str | os.PathLike[str], *, receipt: Receipt | None = None) -> Iterator[Document]:
+def read_documents(
+    source: Source | str | os.PathLike[str],
+    *,
+    receipt: Receipt | None = None,
+    outside: Callable[[Document], object] | None = None,
+) -> Iterator[Document]:
     """The documents of a source, one at a time; memory holds about one document, whatever the source's size.
 
     Plain text is cut into documents by ``source.document``:
@@ -56,7 +61,7 @@ def read_documents(source: Source | str | os.PathLike[str], *, receipt: Receipt 
     JSON lines, Parquet and hub rows are one document each: their ``text_field`` (or the ``paragraphs`` form
     of the embedded texts, joined by line ends) and their ``id_field`` if they have one. Documents of white
     space only are left out and counted on the receipt. Line ends ``\\r\\n`` of plain text become ``\\n``;
-    all else is kept.
+    all else is kept. Documents that are read but not of ``source.part`` go to ``outside``.
 
     Raises:
         TreeringError: the source is missing, empty, damaged, in another encoding or of another shape than
@@ -64,7 +69,7 @@ def read_documents(source: Source | str | os.PathLike[str], *, receipt: Receipt 
     """
     source = as_source(source)
     receipt = Receipt() if receipt is None else receipt
-    return _limited(source, receipt)
+    return _limited(source, receipt, outside or (lambda _: None))
 
 
 def training_texts(
@@ -98,8 +103,8 @@ def source_bytes(source: Source) -> int | None:
     return sum(path.stat().st_size for path in local if path.is_file()) or None
 
 
-def _limited(source: Source, receipt: Receipt) -> Iterator[Document]:
-    yield from itertools.islice(_documents(source, receipt), source.limit)
+def _limited(source: Source, receipt: Receipt, outside: Callable[[Document], object]) -> Iterator[Document]:
+    yield from itertools.islice(_documents(source, receipt, outside), source.limit)
     if source.limit is not None and not is_hub(source):
         done = {file.name for file in receipt.files}
         for path, name in _files(source):
@@ -108,7 +113,7 @@ def _limited(source: Source, receipt: Receipt) -> Iterator[Document]:
                     pass
 
 
-def _documents(source: Source, receipt: Receipt) -> Iterator[Document]:
+def _documents(source: Source, receipt: Receipt, outside: Callable[[Document], object]) -> Iterator[Document]:
     if is_hub(source):
         from treering.corpus.hub import hub_rows
 
@@ -123,6 +128,8 @@ def _documents(source: Source, receipt: Receipt) -> Iterator[Document]:
         nothing = False
         if in_part(document.id, source.part):
             yield document
+        else:
+            outside(document)
     if nothing:
         size = " (0 bytes)" if not receipt.bytes_read and receipt.files else ""
         raise TreeringError(f"{source.path} is empty{size}: there is no text to read in it.")
