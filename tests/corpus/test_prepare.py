@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,25 @@ def documents_in(stream: list[int], separator: int) -> list[list[int]]:
     return [stream[a + 1 : b] for a, b in itertools.pairwise(ends)]
 
 
+def plain(paragraph: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", paragraph).casefold().split())
+
+
 def test_blocks_hold_exactly_the_training_documents(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> None:
-    sources = [Source(path="embedded:zh", limit=300), Source(path="embedded:en", part="1/2", limit=200)]
-    found = [d for s in sources for d in read_documents(s)]
-    held_out = {d.text for d in found if split_of(d.id) == "validation"}
-    expected = [d.text for d in found if split_of(d.id) == "train" and d.text not in held_out]
+    pages = {"zh": Source(path="embedded:zh", limit=300), "en": Source(path="embedded:en", limit=400)}
+    found = [d for source in pages.values() for d in read_documents(source)]
+    held_out = [d.text for d in found if split_of(d.id) == "validation"]
+    forbidden = {plain(p) for text in held_out for p in text.split("\n") if len(plain(p).encode()) >= 16}
+    training = [
+        *(d.text for d in read_documents(Source(path="embedded:zh", limit=300)) if split_of(d.id) == "train"),
+        *(
+            d.text
+            for d in read_documents(Source(path="embedded:en", part="1/2", limit=200))
+            if split_of(d.id) == "train"
+        ),
+    ]
+    rests = [(text, "\n".join(p for p in text.split("\n") if plain(p) not in forbidden)) for text in training]
+    expected = [rest for text, rest in rests if 2 * len(rest.encode()) > len(text.encode())]
     packed = documents_in(stream_of(corpus), tokenizer.eos_token_id)
     dropped = corpus.manifest.train.dropped_tokens
     ids = sorted(encode(tokenizer, expected))
@@ -73,6 +88,8 @@ def test_blocks_hold_exactly_the_training_documents(corpus: Corpus, tokenizer: P
     assert sum(map(len, ids)) + len(ids) == corpus.manifest.train.tokens + dropped
     assert dropped < 128
     assert packed != encode(tokenizer, expected)  # shuffled
+    assert len(expected) < len(training)
+    assert any(rest != text for text, rest in rests if rest in expected)
 
 
 def test_validation_holds_whole_documents(corpus: Corpus) -> None:
@@ -186,16 +203,25 @@ def calibrated(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Temp
 
 
 def test_calibration_is_taken_from_training_alone(calibrated: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    corpus, plain = Corpus.load(calibrated / "with"), Corpus.load(calibrated / "without")
+    corpus, plain_corpus = Corpus.load(calibrated / "with"), Corpus.load(calibrated / "without")
     validation = [(calibrated / name / "validation.arrow").read_bytes() for name in ("with", "without")]
     assert validation[0] == validation[1]
     found = [(d, s) for s in ("ru", "zh") for d in read_documents(Source(path=f"embedded:{s}", limit=300))]
-    expected = [(d.id, s, d.text) for d, s in found if split_of(d.id, 0.05, 0.1) == "calibration"]
-    assert [(r["id"], r["source"], r["text"]) for r in corpus.calibration] == expected
+    expected = [(d.id, s) for d, s in found if split_of(d.id, 0.05, 0.1) == "calibration"]
+    made = [(r["id"], r["source"]) for r in corpus.calibration]
+    left_out = sum(s.calibration_repeats for s in corpus.manifest.sources)
+    assert made == [page for page in expected if page in made]
+    assert len(made) == len(expected) - left_out
+    assert left_out > 0
+    measured = {plain(p) for text in corpus.validation["text"] for p in text.split("\n")}
+    fitted = {plain(p) for text in corpus.calibration["text"] for p in text.split("\n")}
+    assert not [p for p in measured & fitted if len(p.encode()) >= 16]
     assert not {r["id"] for r in corpus.validation} & {r["id"] for r in corpus.calibration}
-    whole, rest = (documents_in(stream_of(c), tokenizer.eos_token_id)[:-1] for c in (plain, corpus))
-    assert not [d for d in encode(tokenizer, corpus.calibration["text"]) if d in rest]
-    assert len([d for d in rest if d not in whole]) <= 1  # one that the remainder cut in the other
+    fitted |= measured
+    for document in documents_in(stream_of(corpus), tokenizer.eos_token_id):
+        trained = {plain(p) for p in tokenizer.decode(document).split("\n")}
+        assert not [p for p in trained & fitted if len(p.encode()) >= 16]
+    assert corpus.manifest.train.documents < plain_corpus.manifest.train.documents
 
 
 def test_the_manifest_counts_calibration(calibrated: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -209,9 +235,11 @@ def test_the_manifest_counts_calibration(calibrated: Path, tokenizer: PreTrained
     for source in m.sources:
         assert source.calibration_documents == corpus.calibration["source"][:].count(source.name)
         sides = source.train_documents + source.validation_documents + source.calibration_documents
-        assert source.documents == sides + source.repeats_of_held_out
-    plain = load_manifest(calibrated / "without")
-    assert [s.tokens for s in m.sources] == [s.tokens for s in plain.sources]
+        assert source.documents == sides + source.repeats_of_held_out + source.calibration_repeats
+        assert source.tokens == source.train_tokens + source.validation_tokens + source.calibration_tokens
+    kept = m.validation.text_bytes + m.calibration.text_bytes + sum(s.train_bytes for s in m.sources)
+    lost = sum(s.cut_bytes + s.calibration_cut_bytes for s in m.sources)
+    assert sum(s.text_bytes for s in m.sources) == kept + lost
 
 
 def test_without_a_share_calibration_is_empty(calibrated: Path) -> None:
@@ -255,6 +283,29 @@ def test_a_corpus_made_before_there_was_calibration_is_read(calibrated: Path, tm
     assert old.manifest == load_manifest(calibrated / "without").model_copy(update={"calibration": none})
     assert len(old.calibration) == 0
     assert old.calibration.column_names == ["id", "source", "text"]
+
+
+def test_a_corpus_made_before_near_duplicates_were_looked_for_is_read(calibrated: Path, tmp_path: Path) -> None:
+    shutil.copytree(calibrated / "with", tmp_path / "old")
+    path = tmp_path / "old" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    later = (
+        "train_bytes",
+        "cut_paragraphs",
+        "cut_bytes",
+        "calibration_cut",
+        "calibration_repeats",
+        "duplicate",
+        "overlap",
+    )
+    for record in (manifest, *manifest["sources"]):
+        for field in [name for name in record if name.startswith(later)]:
+            del record[field]
+    path.write_text(json.dumps(manifest))
+    old = Corpus.load(tmp_path / "old").manifest
+    assert old.overlap is None
+    assert (old.duplicate_bytes, old.sources[0].cut_bytes) == (0, 0)
+    assert old.train == load_manifest(calibrated / "with").train
 
 
 def test_a_lost_calibration_file_is_told(calibrated: Path, tmp_path: Path) -> None:
@@ -332,7 +383,7 @@ def test_a_fault_late_in_the_input_leaves_nothing(tokenizer: PreTrainedTokenizer
     assert "line 91" in refused([bad], tokenizer, tmp_path / "c", block_size=32)
 
 
-@pytest.mark.parametrize("where", ["spool.Spool.append", "preparation.write_blocks"])
+@pytest.mark.parametrize("where", ["spool.Spool.append", "spool.Texts.append", "preparation.write_blocks"])
 def test_a_full_disk(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

@@ -6,18 +6,20 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, get_args
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from treering.corpus.documents import as_source, is_hub, read_documents, source_bytes
+from treering.corpus.documents import Document, as_source, is_hub, read_documents, source_bytes
+from treering.corpus.duplicates import DUPLICATE_BYTES, HeldOutParagraphs, Index, Overlap, cut
 from treering.corpus.mixing import Mix, choose, scatter, targets
 from treering.corpus.packing import pack, write_blocks
 from treering.corpus.prepared import (
@@ -32,12 +34,14 @@ from treering.corpus.prepared import (
     FileRecord,
     HeldOutRecord,
     Manifest,
+    OverlapRecord,
     SourceRecord,
     TokenizerRecord,
     TrainRecord,
+    document_line,
 )
 from treering.corpus.source import EMBEDDED_PREFIX, HUB_PREFIX, Source, Split, split_of
-from treering.corpus.spool import HeldOut, Spool
+from treering.corpus.spool import Spool, Texts, read_texts
 from treering.corpus.streams import Receipt
 from treering.corpus.tokenising import tokenise
 from treering.errors import TreeringError
@@ -61,6 +65,9 @@ class CorpusRecipe(Schema):
     calibration: float = Field(default=0.0, description="share of the documents to hold out for calibration")
     mix: Mix = Field(default="subsample", description="how weights are reached")
     seed: int = Field(default=0, ge=0, description="of the order of documents")
+    duplicate_bytes: int = Field(
+        default=DUPLICATE_BYTES, ge=0, description="shortest paragraph cut out of training if held out; 0 cuts none"
+    )
 
 
 def prepare(
@@ -73,22 +80,29 @@ def prepare(
     calibration: float = 0.0,
     mix: Mix = "subsample",
     seed: int = 0,
+    duplicate_bytes: int = DUPLICATE_BYTES,
     console: Console | None = None,
 ) -> Corpus:
-    """Tokenise sources, hold documents out, mix, shuffle and pack the rest; ``output`` appears when done.
+    """Hold documents out of sources, cut what repeats them, tokenise, mix, shuffle, pack; ``output`` appears when done.
 
-    - **Split.** `split_of` decides by each document's id. Training documents with exactly the text of a
-      held-out one are left out as well (and counted), whatever their id.
+    - **Split.** `split_of` decides by each document's id.
+    - **Near-duplicates.** Out of training documents those paragraphs are cut that stand in a held-out document of
+      any source; one that loses half of itself, or that equals a held-out document, is left out (see
+      `treering.corpus.duplicates.cut`). Calibration documents are cut in the same way where they repeat validation
+      documents, and these are kept as they are. The manifest counts all.
     - **Mix.** Without weights everything is read once. With weights (on all sources or on none) they are
       shares of the training tokens, reached by leaving out documents of rich sources (``subsample``) or by
       repeating documents of poor ones (``repeat``), to within half a document a source.
     - **Order.** Documents are shuffled across all sources by ``seed``. The same call gives the same bytes.
-    - **Cost.** Disk, while it runs: 2 bytes a token (4 beyond 65,536 IDs) and 4 in the result. Memory: some
-      tens of bytes a document, nothing that grows with their length.
+    - **Cost.** Disk, while it runs: the text that is not for validation (each source is read once, and what is held
+      out is known only then) and 2 bytes a token (4 beyond 65,536 IDs); then these and 4 in the result. Memory:
+      some tens of bytes a document and a held-out paragraph, nothing that grows with the training text's length.
 
     Args:
         validation: share of the documents to hold out, in [0, 1); 0 holds out nothing.
         calibration: share to hold out besides, for fitting what is then measured on the validation documents.
+        duplicate_bytes: a paragraph of at least so many UTF-8 bytes (normalised) is cut if it is held out; shorter
+            ones are phrases of the language. 0 keeps all, exact repeats of held-out documents too.
         console: where progress is shown, if it is a terminal.
 
     Raises:
@@ -99,55 +113,31 @@ def prepare(
     from treering.tokenizer import identity, separator
 
     checked = [as_source(source) for source in sources]
-    _check(checked, block_size)
+    _check(checked, block_size, duplicate_bytes)
     _check_shares(validation, calibration)
     start, output = separator(tokenizer), Path(output)
+    shares: dict[Split, float] = {"validation": validation, "calibration": calibration}
     with explain_full_disk(output.parent), staged_directory(output) as staging:
-        with (
-            Spool(staging / "tokens.spool", len(tokenizer)) as spool,
-            HeldOut(staging / VALIDATION) as validating,
-            HeldOut(staging / CALIBRATION) as calibrating,
-            _progress(console) as report,
-        ):
-            shares: dict[Split, float] = {"validation": validation, "calibration": calibration}
-            held_out: dict[Split, HeldOut] = {"validation": validating, "calibration": calibrating}
-            reader = _Reader(tokenizer, shares, spool, held_out, report)
-            readings = [reader.read(source) for source in checked]
-            tokens = spool.lengths() + np.uint32(1)  # with the separator
-            repeats = spool.repeated(itertools.chain(validating.hashes, calibrating.hashes))
-            trainable = [
-                (reading.first + np.flatnonzero(~repeats[reading.range])).astype(np.uint32) for reading in readings
-            ]
-            _require_documents(readings, trainable, held_out, shares)
+        with Spool(staging / "tokens.spool", len(tokenizer)) as spool:
+            with _progress(console) as report:
+                held_out: dict[Split, HeldOutParagraphs] = {
+                    "validation": HeldOutParagraphs(measured=True),
+                    "calibration": HeldOutParagraphs(measured=False),
+                }
+                readings = _read(checked, shares, staging, held_out, report)
+                overlap, digests = _Cutter(tokenizer, readings, duplicate_bytes, report).cut(staging, held_out, spool)
+            _require_documents(readings, shares)
+            trainable, tokens = _ranges(readings), spool.lengths() + np.uint32(1)  # with the separator
             chosen = _choose(checked, trainable, tokens, mix, seed)
             selection = np.concatenate(chosen)
             total = _sum(tokens[selection])
-            _require_blocks(total, validating.tokens, block_size, validation)
+            _require_blocks(total, _side(readings, "validation").tokens, block_size, validation)
             order = selection[scatter(len(selection), seed)]
             blocks, digest = write_blocks(staging / TRAIN, pack(spool.read(order), block_size, start), block_size)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             sources=[
-                SourceRecord(
-                    name=reading.source.name,
-                    source=_without_machine(reading.source),
-                    files=[FileRecord(**asdict(file)) for file in reading.receipt.files],
-                    documents=reading.documents,
-                    empty_documents=reading.receipt.empty_documents,
-                    text_bytes=reading.text_bytes,
-                    tokens=_sum(tokens[reading.range]) + reading.held_out_tokens.total(),
-                    train_documents=len(able),
-                    train_tokens=_sum(tokens[able]),
-                    validation_documents=reading.held_out["validation"],
-                    validation_tokens=reading.held_out_tokens["validation"],
-                    calibration_documents=reading.held_out["calibration"],
-                    calibration_tokens=reading.held_out_tokens["calibration"],
-                    repeats_of_held_out=int(repeats[reading.range].sum()),
-                    used_documents=len(used),
-                    used_tokens=_sum(tokens[used]),
-                    share=round(_sum(tokens[used]) / total, 6),
-                )
-                for reading, able, used in zip(readings, trainable, chosen, strict=True)
+                _source_record(reading, tokens[used], total) for reading, used in zip(readings, chosen, strict=True)
             ],
             tokenizer=TokenizerRecord(
                 identity=identity(tokenizer),
@@ -169,8 +159,10 @@ def prepare(
                 dropped_tokens=total - blocks * block_size,
                 sha256=digest,
             ),
-            validation=_record(validating),
-            calibration=_record(calibrating),
+            validation=_held_out_record(_side(readings, "validation"), digests["validation"]),
+            calibration=_held_out_record(_side(readings, "calibration"), digests["calibration"]),
+            duplicate_bytes=duplicate_bytes,
+            overlap=OverlapRecord(paragraph_bytes=overlap.paragraph_bytes, before=overlap.before, after=overlap.after),
         )
         (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Corpus.load(output, console)
@@ -179,11 +171,13 @@ def prepare(
 # ---------------------------------------------------------------------------------------------- checks
 
 
-def _check(sources: list[Source], block_size: int) -> None:
+def _check(sources: list[Source], block_size: int, duplicate_bytes: int) -> None:
     if not sources:
         raise TreeringError("There is nothing to prepare: name at least one source.")
     if block_size < 2:
         raise TreeringError(f"block_size is {block_size}; a block needs at least 2 tokens.")
+    if duplicate_bytes < 0:
+        raise TreeringError(f"duplicate_bytes is {duplicate_bytes}; it is a length in bytes, or 0 to cut nothing.")
     twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
     if twice:
         raise TreeringError(
@@ -208,29 +202,28 @@ def _check_shares(validation: float, calibration: float) -> None:
         )
 
 
-def _require_documents(
-    readings: list[_Reading],
-    trainable: list[NDArray[np.uint32]],
-    held_out: Mapping[Split, HeldOut],
-    shares: Mapping[Split, float],
-) -> None:
-    for reading, able in zip(readings, trainable, strict=True):
+def _require_documents(readings: list[_Reading], shares: Mapping[Split, float]) -> None:
+    for reading in readings:
         if not reading.documents:
             raise TreeringError(f"No document of {reading.source.name} belongs to part {reading.source.part}.")
-        if not len(able) and (reading.source.weight or not any(map(len, trainable))):
+        train = reading.sides["train"]
+        if not train.documents and (reading.source.weight or not _side(readings, "train").documents):
+            repeats = f" or repeat held-out ones ({train.left_out})" if train.left_out else ""
             raise TreeringError(
-                f"All {reading.documents} documents of {reading.source.name} are held out: none is left "
+                f"All {reading.documents} documents of {reading.source.name} are held out{repeats}: none is left "
                 "to train on. Give more text or smaller documents (--document line), or lower the shares held out "
                 "(--validation, --calibration)."
             )
     for split, share in shares.items():
-        if share and not held_out[split].documents:
+        side = _side(readings, split)
+        if share and not side.documents:
             documents = sum(reading.documents for reading in readings)
             purpose = "measure" if split == "validation" else "fit"
+            repeats = f" ({side.left_out} would be, but repeat validation documents)" if side.left_out else ""
             raise TreeringError(
-                f"None of the {documents} documents is held out at --{split} {share:g}: there would be nothing to "
-                f"{purpose} on. Give more text or smaller documents (--document paragraph or line), a larger "
-                f"--{split}, or --{split} 0 to do without."
+                f"None of the {documents} documents is held out at --{split} {share:g}{repeats}: there would be "
+                f"nothing to {purpose} on. Give more text or smaller documents (--document paragraph or line), a "
+                f"larger --{split}, or --{split} 0 to do without."
             )
 
 
@@ -251,50 +244,154 @@ def _require_blocks(train: int, held_out: int, block_size: int, validation: floa
 
 
 @dataclass
-class _Reading:
-    """One source as it was read; its training documents are ``range`` in the spool."""
+class _Side:
+    """One source's documents on one side of the split: as they were read, and what was kept of them when cut."""
 
-    source: Source
-    first: int
-    last: int = 0
+    read_documents: int = 0
+    read_bytes: int = 0
     documents: int = 0
     text_bytes: int = 0
-    held_out: Counter[Split] = field(default_factory=Counter)
-    held_out_tokens: Counter[Split] = field(default_factory=Counter)
-    receipt: Receipt = field(default_factory=Receipt)
+    tokens: int = 0  # with separators
+    cut_paragraphs: int = 0  # out of documents that were kept
 
     @property
-    def range(self) -> slice:
-        return slice(self.first, self.last)
+    def left_out(self) -> int:
+        return self.read_documents - self.documents
+
+    @property
+    def cut_bytes(self) -> int:
+        return self.read_bytes - self.text_bytes
+
+
+@dataclass
+class _Reading:
+    source: Source
+    receipt: Receipt = field(default_factory=Receipt)
+    sides: dict[Split, _Side] = field(default_factory=lambda: {split: _Side() for split in get_args(Split)})
+
+    @property
+    def documents(self) -> int:
+        return sum(side.read_documents for side in self.sides.values())
+
+    @property
+    def text_bytes(self) -> int:
+        return sum(side.read_bytes for side in self.sides.values())
+
+
+def _side(readings: list[_Reading], split: Split) -> _Side:
+    """The totals of all sources."""
+    sides = [asdict(reading.sides[split]) for reading in readings]
+    return _Side(**{name: sum(side[name] for side in sides) for name in asdict(_Side())})
+
+
+def _texts(staging: Path, split: Split) -> Path:
+    """Where the texts of a side lie until they are cut; validation documents stay as they are."""
+    return staging / (VALIDATION if split == "validation" else f"{split}.spool")
+
+
+def _read(
+    sources: list[Source],
+    shares: Mapping[Split, float],
+    staging: Path,
+    held_out: Mapping[Split, HeldOutParagraphs],
+    report: _Report,
+) -> list[_Reading]:
+    """Write each document of the sources to its side of the split; of those outside a part, note what is held out."""
+
+    def split(document: Document) -> Split:
+        return split_of(document.id, shares["validation"], shares["calibration"])
+
+    def outside(document: Document) -> None:
+        if split(document) != "train":
+            held_out[split(document)].add(document.text)
+
+    readings = [_Reading(source) for source in sources]
+    with ExitStack() as stack:
+        texts = {side: stack.enter_context(Texts(_texts(staging, side))) for side in get_args(Split)}
+        for reading in readings:
+            total = source_bytes(reading.source)
+            for document in read_documents(reading.source, receipt=reading.receipt, outside=outside):
+                where = split(document)
+                side = reading.sides[where]
+                side.read_documents += 1
+                side.read_bytes += len(document.text.encode("utf-8"))
+                texts[where].append(document, reading.source.name)
+                report(reading.source.name, reading.receipt.bytes_read, total, reading.documents)
+    return readings
+
+
+# ---------------------------------------------------------------------------------------------- cutting
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _Cutter:
     tokenizer: PreTrainedTokenizerFast
-    shares: Mapping[Split, float]
-    spool: Spool
-    held_out: Mapping[Split, HeldOut]
-    report: Callable[[_Reading, int], None]
+    readings: list[_Reading]
+    duplicate_bytes: int
+    report: _Report
 
-    def read(self, source: Source) -> _Reading:
-        """Tokenise a source's documents into the spool, or among the held-out."""
-        reading = _Reading(source, first=len(self.spool))
-        documents = read_documents(source, receipt=reading.receipt)
-        for document, ids in tokenise(documents, self.tokenizer):
-            text = document.text.encode("utf-8")
-            text_hash = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-            reading.documents += 1
-            reading.text_bytes += len(text)
-            split = split_of(document.id, self.shares["validation"], self.shares["calibration"])
-            if split == "train":
-                self.spool.append(ids, text_hash)
-            else:
-                reading.held_out[split] += 1
-                reading.held_out_tokens[split] += len(ids) + 1
-                self.held_out[split].append(document, source.name, text_hash, len(text), len(ids) + 1)
-            self.report(reading, len(ids))
-        reading.last = len(self.spool)
-        return reading
+    def cut(
+        self, staging: Path, held_out: Mapping[Split, HeldOutParagraphs], spool: Spool
+    ) -> tuple[Overlap, dict[Split, str]]:
+        """Cut each side by what is held out from it: calibration into its file, training as tokens into the spool.
+
+        Returns what training documents share with validation documents, and each held-out side's SHA-256.
+        """
+        digests = {split: hashlib.sha256() for split in held_out}
+
+        def hold_out(split: Split, document: Document, source: str) -> None:
+            held_out[split].add(document.text)
+            digests[split].update(document_line(document.id, source, document.text))
+
+        for source, document, _ in self._kept("validation", staging, Index()):
+            hold_out("validation", document, source)
+        with Texts(staging / CALIBRATION) as calibration:
+            for source, document, _ in self._kept("calibration", staging, Index(held_out["validation"])):
+                hold_out("calibration", document, source)
+                calibration.append(document, source)
+        index = Index(held_out["validation"], held_out["calibration"])
+        overlap = Overlap(index)
+        for _, _, ids in self._kept("train", staging, index, overlap):
+            spool.append(ids)
+        return overlap, {split: digest.hexdigest() for split, digest in digests.items()}
+
+    def _kept(
+        self, split: Split, staging: Path, index: Index, overlap: Overlap | None = None
+    ) -> Iterator[tuple[str, Document, NDArray[np.int32]]]:
+        """Documents of one side with their source's name, cut, and their tokens."""
+        sides = {reading.source.name: reading.sides[split] for reading in self.readings}
+        total = sum(side.read_bytes for side in sides.values())
+        done = documents = tokens = 0
+
+        def pieces(side: _Side, found: Iterable[tuple[str, Document]]) -> Iterator[Document]:
+            nonlocal done
+            for _, document in found:
+                done += len(document.text.encode("utf-8"))
+                piece = cut(document.text, index, self.duplicate_bytes)
+                side.cut_paragraphs += piece.paragraphs
+                if overlap is not None:
+                    overlap.count(piece)
+                if piece.text:
+                    yield replace(document, text=piece.text)
+
+        path = _texts(staging, split)
+        for source, found in itertools.groupby(read_texts(path), key=itemgetter(0)):
+            side = sides[source]
+            for document, ids in tokenise(pieces(side, found), self.tokenizer):
+                side.documents += 1
+                side.text_bytes += len(document.text.encode("utf-8"))
+                side.tokens += len(ids) + 1
+                documents, tokens = documents + 1, tokens + len(ids)
+                self.report(f"{split} tokens", done, total, documents, tokens)
+                yield source, document, ids
+        if split != "validation":
+            path.unlink()  # before the blocks need the room
+
+
+def _ranges(readings: list[_Reading]) -> list[NDArray[np.uint32]]:
+    """Where each source's training documents are in the spool."""
+    ends = np.cumsum([0, *(reading.sides["train"].documents for reading in readings)])
+    return [np.arange(first, last, dtype=np.uint32) for first, last in itertools.pairwise(ends)]
 
 
 # ---------------------------------------------------------------------------------------------- mixing
@@ -324,13 +421,38 @@ def _sum(counts: NDArray[np.integer]) -> int:
 # -------------------------------------------------------------------------------------------- manifest
 
 
-def _record(held_out: HeldOut) -> HeldOutRecord:
-    return HeldOutRecord(
-        documents=held_out.documents,
-        tokens=held_out.tokens,
-        text_bytes=held_out.text_bytes,
-        sha256=held_out.digest.hexdigest(),
+def _source_record(reading: _Reading, used: NDArray[np.uint32], total: int) -> SourceRecord:
+    """``used`` are the tokens of the documents that were chosen, of ``total`` in the whole mix."""
+    train, validation, calibration = (reading.sides[split] for split in ("train", "validation", "calibration"))
+    return SourceRecord(
+        name=reading.source.name,
+        source=_without_machine(reading.source),
+        files=[FileRecord(**asdict(file)) for file in reading.receipt.files],
+        documents=reading.documents,
+        empty_documents=reading.receipt.empty_documents,
+        text_bytes=reading.text_bytes,
+        tokens=train.tokens + validation.tokens + calibration.tokens,
+        train_documents=train.documents,
+        train_tokens=train.tokens,
+        train_bytes=train.text_bytes,
+        validation_documents=validation.documents,
+        validation_tokens=validation.tokens,
+        calibration_documents=calibration.documents,
+        calibration_tokens=calibration.tokens,
+        cut_paragraphs=train.cut_paragraphs,
+        cut_bytes=train.cut_bytes,
+        repeats_of_held_out=train.left_out,
+        calibration_cut_paragraphs=calibration.cut_paragraphs,
+        calibration_cut_bytes=calibration.cut_bytes,
+        calibration_repeats=calibration.left_out,
+        used_documents=len(used),
+        used_tokens=_sum(used),
+        share=round(_sum(used) / total, 6),
     )
+
+
+def _held_out_record(side: _Side, digest: str) -> HeldOutRecord:
+    return HeldOutRecord(documents=side.documents, tokens=side.tokens, text_bytes=side.text_bytes, sha256=digest)
 
 
 def _without_machine(source: Source) -> Source:
@@ -348,37 +470,34 @@ def _without_machine(source: Source) -> Source:
 # -------------------------------------------------------------------------------------------- progress
 
 
+class _Report(Protocol):
+    def __call__(self, task: str, done: int, total: int | None, documents: int, tokens: int = 0) -> None:
+        """Show how many bytes of a task are done."""
+
+
 @contextmanager
-def _progress(console: Console | None) -> Iterator[Callable[[_Reading, int], None]]:
-    """A function to call after each document; on a terminal it moves each source's line."""
+def _progress(console: Console | None) -> Iterator[_Report]:
+    """A function to call after each document; on a terminal it moves its task's line."""
     if console is None or not console.is_terminal:
-        yield lambda reading, tokens: None
+        yield lambda task, done, total, documents, tokens=0: None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     bars: dict[str, TaskID] = {}
-    tokens_of: Counter[str] = Counter()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
-        TextColumn("{task.fields[documents]:,} documents  {task.fields[rate]:,.0f} tokens/s"),
+        TextColumn("{task.fields[documents]:,} documents  {task.fields[rate]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
 
-        def report(reading: _Reading, tokens: int) -> None:
-            name = reading.source.name
-            if name not in bars:
-                total = source_bytes(reading.source)
-                bars[name] = progress.add_task(name, total=total, documents=0, rate=0.0)
-            tokens_of[name] += tokens
-            task = progress.tasks[bars[name]]
-            progress.update(
-                bars[name],
-                completed=reading.receipt.bytes_read,
-                documents=reading.documents,
-                rate=tokens_of[name] / (task.elapsed or 1),
-            )
+        def report(task: str, done: int, total: int | None, documents: int, tokens: int = 0) -> None:
+            if task not in bars:
+                bars[task] = progress.add_task(task, total=total, documents=0, rate="")
+            seconds = progress.tasks[bars[task]].elapsed or 1
+            rate = f"{tokens / seconds:,.0f} tokens/s" if tokens else ""
+            progress.update(bars[task], completed=done, documents=documents, rate=rate)
 
         yield report

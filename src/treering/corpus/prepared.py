@@ -48,7 +48,13 @@ class FileRecord(Schema):
 
 
 class SourceRecord(Schema):
-    """What a source held and what the model reads of it. Tokens include one separator per document."""
+    """What a source held and what the model reads of it. Tokens include one separator per document.
+
+    ``documents`` and ``text_bytes`` are as read; the tokens, and the documents of each side, are of what was kept when
+    paragraphs of held-out documents had been cut out of the others. ``cut_paragraphs`` were cut out of the
+    ``train_documents``, ``repeats_of_held_out`` training documents were left out, and ``cut_bytes`` were lost by both.
+    The same of calibration documents, where they repeated validation documents.
+    """
 
     name: str
     source: Source
@@ -63,10 +69,22 @@ class SourceRecord(Schema):
     validation_tokens: Count
     calibration_documents: Count = 0
     calibration_tokens: Count = 0
+    train_bytes: Count = 0
+    cut_paragraphs: Count = 0
+    cut_bytes: Count = 0
     repeats_of_held_out: Count
+    calibration_cut_paragraphs: Count = 0
+    calibration_cut_bytes: Count = 0
+    calibration_repeats: Count = 0
     used_documents: Count
     used_tokens: Count
     share: Share
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of the documents that were kept, for each of their tokens without separators."""
+        kept = self.train_documents + self.validation_documents + self.calibration_documents
+        return (self.text_bytes - self.cut_bytes - self.calibration_cut_bytes) / max(self.tokens - kept, 1)
 
     @property
     def passes(self) -> float:
@@ -105,8 +123,24 @@ class HeldOutRecord(Schema):
     sha256: Digest | None = None
 
 
+class OverlapRecord(Schema):
+    """How much of the validation documents stands in training documents too, paragraph by paragraph of any length.
+
+    ``paragraph_bytes`` have the validation documents in all (those outside a source's part, too); ``before`` of them
+    stood in training documents as these were read, ``after`` still do now that they are cut.
+    """
+
+    paragraph_bytes: Count
+    before: Count
+    after: Count
+
+
 class Manifest(Schema):
-    """Everything that says which tokens a model has read; one written before there was calibration has none."""
+    """Everything that says which tokens a model has read.
+
+    One written before there was calibration has none; one written before near-duplicates were looked for has no
+    ``overlap``, and only documents that equal a held-out one were left out of training.
+    """
 
     format_version: int
     sources: list[SourceRecord]
@@ -121,6 +155,8 @@ class Manifest(Schema):
     train: TrainRecord
     validation: HeldOutRecord
     calibration: HeldOutRecord = HeldOutRecord(documents=0, tokens=0, text_bytes=0)
+    duplicate_bytes: Count = 0
+    overlap: OverlapRecord | None = None
 
 
 @dataclass(frozen=True)

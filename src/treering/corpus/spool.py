@@ -1,33 +1,33 @@
-"""Where documents go while sources are read: the training side's tokens, and the held-out texts."""
+"""Where documents go on their way: texts of each side of the split, and the training side's tokens."""
 
 from __future__ import annotations
 
-import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from treering.corpus.arrow import read_batches
 from treering.corpus.documents import Document
-from treering.corpus.prepared import document_line
 
 _CHUNK = 2**20
+_COLUMNS = ("id", "source", "text")
 
 
 class Spool:
     """A temporary file of token IDs in the order they were read.
 
-    Memory holds each document's length and text hash: 12 bytes a document.
+    Memory holds each document's length: 4 bytes a document.
     """
 
     def __init__(self, path: Path, vocab_size: int) -> None:
         self.path = path
         self._dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
         self._file = path.open("w+b")
-        self._lengths, self._hashes = array("I"), array("Q")
+        self._lengths = array("I")
 
     def __enter__(self) -> Spool:
         return self
@@ -39,29 +39,14 @@ class Spool:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def append(self, ids: NDArray[np.int32], text_hash: int) -> None:
+    def append(self, ids: NDArray[np.int32]) -> None:
         """Add one document."""
         self._file.write(ids.astype(self._dtype).tobytes())
         self._lengths.append(len(ids))
-        self._hashes.append(text_hash)
 
     def lengths(self) -> NDArray[np.uint32]:
         """Tokens of each document, without separators."""
         return np.frombuffer(self._lengths, np.uint32) if self._lengths else np.empty(0, np.uint32)
-
-    def repeated(self, hashes: Iterable[int]) -> NDArray[np.bool_]:
-        """For each document, whether its text has one of these hashes; to be asked once."""
-        known = np.unique(np.fromiter(hashes, np.uint64))
-        ours = np.array(self._hashes, np.uint64)
-        self._hashes = array("Q")
-        if not len(known):
-            return np.zeros(len(ours), bool)
-        found = np.empty(len(ours), bool)
-        for start in range(0, len(ours), _CHUNK):
-            chunk = ours[start : start + _CHUNK]
-            place = np.minimum(np.searchsorted(known, chunk), len(known) - 1)
-            found[start : start + _CHUNK] = known[place] == chunk
-        return found
 
     def read(self, order: NDArray[np.integer]) -> Iterator[NDArray[np.int32]]:
         """Documents in any order. Reads rather than maps, so that the file does not count as our memory."""
@@ -75,21 +60,20 @@ class Spool:
                 yield np.frombuffer(content, self._dtype).astype(np.int32)
 
 
-class HeldOut:
-    """An Arrow file of whole held-out documents, in the order they were read."""
+class Texts:
+    """An Arrow file of whole documents and their sources' names, in the order they were read."""
 
     def __init__(self, path: Path) -> None:
         from datasets import Features, Value
         from datasets.arrow_writer import ArrowWriter
 
-        self._features = Features({name: Value("string") for name in ("id", "source", "text")})
+        self.path = path
+        self._features = Features(dict.fromkeys(_COLUMNS, Value("string")))
         self._writer = ArrowWriter(path=str(path), features=self._features)
         self._rows: list[dict[str, str]] = []
         self._pending = 0
-        self.hashes, self.digest = array("Q"), hashlib.sha256()
-        self.documents = self.tokens = self.text_bytes = 0
 
-    def __enter__(self) -> HeldOut:
+    def __enter__(self) -> Texts:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
@@ -98,17 +82,12 @@ class HeldOut:
             self._writer.finalize()
         self._writer.close()
 
-    def append(self, document: Document, source: str, text_hash: int, text_bytes: int, tokens: int) -> None:
-        """Add one document of so many UTF-8 bytes and tokens (with its separator)."""
+    def append(self, document: Document, source: str) -> None:
+        """Add one document."""
         self._rows.append({"id": document.id, "source": source, "text": document.text})
-        self.digest.update(document_line(document.id, source, document.text))
-        self._pending += text_bytes
+        self._pending += len(document.text.encode("utf-8"))
         if self._pending >= _CHUNK:
             self._flush()
-        self.hashes.append(text_hash)
-        self.documents += 1
-        self.tokens += tokens
-        self.text_bytes += text_bytes
 
     def _flush(self) -> None:
         import pyarrow as pa
@@ -116,3 +95,12 @@ class HeldOut:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._features.arrow_schema))
         self._rows, self._pending = [], 0
+
+
+def read_texts(path: Path) -> Iterator[tuple[str, Document]]:
+    """Documents of a file that `Texts` wrote, with their sources' names."""
+    import pyarrow as pa
+
+    for batch, _, _ in read_batches(path, pa.schema(dict.fromkeys(_COLUMNS, pa.string()))):
+        for identity, source, text in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            yield source, Document(identity, text)
