@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from treering import cli
-from treering.corpus import Corpus, CorpusRecipe
+from treering.corpus import Corpus, CorpusRecipe, load_manifest
 from treering.recipe import load_recipe
 
 Run = Callable[..., tuple[int, str, str]]
@@ -98,6 +98,38 @@ def test_calibration(run: Run, tokenizer_directory: Path, tmp_path: Path) -> Non
     assert f"\ncalibration: {manifest.calibration.documents} documents = " in printed
     assert f" {manifest.validation.documents} + {manifest.calibration.documents} " in printed
     assert run("data", "info", out)[1] == printed
+
+
+def test_near_duplicates_are_told(run: Run, tokenizer_directory: Path, tmp_path: Path) -> None:
+    corpus, kept, few = tmp_path / "corpus", tmp_path / "kept", ("--calibration", 0.05, "--limit", 400)
+    code, printed, _ = run("data", "prepare", "embedded:ru", "-t", tokenizer_directory, "-o", corpus, *few)
+    assert code == 0
+    assert run("data", "info", corpus)[1] == printed
+    manifest = load_manifest(corpus)
+    overlap, source = manifest.overlap, manifest.sources[0]
+    assert overlap is not None
+    said = " ".join(printed.split())
+    before, after = (
+        f"{n / overlap.paragraph_bytes:.1%} of the validation bytes" for n in (overlap.before, overlap.after)
+    )
+    assert (
+        f"near-duplicates: {before} stood in training documents too; {source.cut_paragraphs:,} paragraphs were" in said
+    )
+    assert f"cut and {source.repeats_of_held_out} documents left out" in said
+    assert f"({source.cut_bytes / (source.cut_bytes + source.train_bytes):.1%} of the training bytes)" in said
+    assert f"; {after}, phrases of less than 16 bytes, still do" in said
+    assert f"near-duplicates in calibration: {source.calibration_cut_paragraphs} paragraphs were cut" in said
+    code, printed, _ = run(
+        *("data", "prepare", "embedded:ru", "-t", tokenizer_directory, "-o", kept, *few, "--duplicate-bytes", 0)
+    )
+    assert code == 0
+    assert "were kept (--duplicate-bytes 0)" in " ".join(printed.split())
+    assert load_manifest(kept).train.tokens > manifest.train.tokens
+    path = corpus / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["overlap"]
+    path.write_text(json.dumps(values))
+    assert "near-duplicates: not looked for" in run("data", "info", corpus)[1]
 
 
 def test_a_recipe(run: Run, three_languages: list[Path], tokenizer_directory: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,6 +87,10 @@ def prepare(
     limit: Annotated[int | None, typer.Option(help="read so many documents of each source", min=1)] = None,
     max_document_mb: Annotated[float | None, typer.Option(help="longest document, in MiB (default 64)")] = None,
     seed: Annotated[int | None, typer.Option(help="of the documents' order (default 0)", min=0)] = None,
+    duplicate_bytes: Annotated[
+        int | None,
+        typer.Option(help="shortest paragraph cut out of training if held out; 0 cuts none (default 16)", min=0),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="print the manifest as JSON")] = False,
 ) -> None:
     """Cut text into packed token blocks to train on, and hold whole documents out to measure on.
@@ -105,6 +109,7 @@ def prepare(
         "calibration": calibration,
         "mix": mix and mix.value,
         "seed": seed,
+        "duplicate_bytes": duplicate_bytes,
     }
     each = {
         "document": document and document.value,
@@ -141,6 +146,7 @@ def prepare(
         calibration=chosen.calibration,
         mix=chosen.mix,
         seed=chosen.seed,
+        duplicate_bytes=chosen.duplicate_bytes,
         console=console,
     )
     _show(made.manifest, json)
@@ -206,10 +212,55 @@ def _show(manifest: Manifest, json: bool) -> None:
             f"{name}: {record.documents:,} documents = {record.tokens:,} tokens, {record.text_bytes:,} bytes"
             for name, record in held_out.items()
         ),
+        *_duplicates(manifest),
         f"tokenizer: {manifest.tokenizer.identity[:16]}… with {manifest.tokenizer.vocab_size:,} tokens",
         sep="\n",
         highlight=False,
     )
+
+
+def _duplicates(manifest: Manifest) -> Iterator[str]:
+    """What of the held-out text stood, and stands, in training documents too."""
+    overlap, sources = manifest.overlap, manifest.sources
+    if overlap is None:
+        yield "near-duplicates: not looked for (prepared by an earlier version); prepare it again to cut them"
+        return
+    cut_bytes = sum(source.cut_bytes for source in sources)
+    lost = _lost(
+        sum(source.cut_paragraphs for source in sources),
+        sum(source.repeats_of_held_out for source in sources),
+        cut_bytes,
+        cut_bytes + sum(source.train_bytes for source in sources),
+        "training",
+    )
+    before, after = (
+        f"{found / max(overlap.paragraph_bytes, 1):.1%} of the validation bytes"
+        for found in (overlap.before, overlap.after)
+    )
+    if not manifest.duplicate_bytes:
+        yield f"near-duplicates: {before} stand in training documents too, and were kept (--duplicate-bytes 0)"
+    elif overlap.paragraph_bytes or cut_bytes:
+        yield (
+            f"near-duplicates: {before} stood in training documents too; {lost}; {after}, phrases of less than "
+            f"{manifest.duplicate_bytes} bytes, still do"
+        )
+    calibration_bytes = sum(source.calibration_cut_bytes for source in sources)
+    if calibration_bytes:
+        lost = _lost(
+            sum(source.calibration_cut_paragraphs for source in sources),
+            sum(source.calibration_repeats for source in sources),
+            calibration_bytes,
+            calibration_bytes + manifest.calibration.text_bytes,
+            "calibration",
+        )
+        yield f"near-duplicates in calibration: {lost}"
+
+
+def _lost(paragraphs: int, documents: int, cut_bytes: int, of_bytes: int, side: str) -> str:
+    were = "paragraph was" if paragraphs == 1 else "paragraphs were"
+    whole = "document" if documents == 1 else "documents"
+    share = f"{cut_bytes / of_bytes:.1%} of the {side} bytes"
+    return f"{paragraphs:,} {were} cut and {documents:,} {whole} left out ({share})"
 
 
 def _table(manifest: Manifest) -> Table:
@@ -226,7 +277,7 @@ def _table(manifest: Manifest) -> Table:
             f"{source.name} {source.source.part}" if source.source.part else source.name,
             f"{source.documents:,}",
             f"{source.text_bytes / 1e6:,.2f}",
-            f"{source.text_bytes / (source.tokens - source.documents):.2f}",
+            f"{source.bytes_per_token:.2f}",
             f"{source.validation_documents:,}{calibration}",
             f"{source.used_tokens:,}",
             f"{source.passes:.2f}",
