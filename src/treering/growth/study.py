@@ -141,7 +141,7 @@ def rows(recipe: StudyRecipe) -> list[Row]:
     if recipe.equal_compute:
         budget = _flops(plans.monolithic(depth), whole, shape)
         for name, kind, own in named:
-            if kind == "glyph" and not name.startswith("monolithic"):
+            if name in ("grown, glyph", "shallow, glyph"):
                 found.append(
                     Row(f"{name}, equal compute", kind, own, round(whole * budget / _flops(own, whole, shape)))
                 )
