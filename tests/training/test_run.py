@@ -10,14 +10,14 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM, get_scheduler
 
 from treering.backbone import blocks, embedding
 from treering.errors import Interrupted, TreeringError
 from treering.training import Training
 from treering.training import run as run_module
 from treering.training.checkpoints import AtomicTrainer
-from treering.training.run import scale_residual_outputs
+from treering.training.run import _schedule, scale_residual_outputs
 
 
 def weights(directory):
@@ -186,3 +186,24 @@ def test_residual_outputs_are_scaled_by_depth(model):
     for name, p in model.named_parameters():
         scaled = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
         torch.testing.assert_close(p, before[name] / 2 if scaled else before[name])  # two layers: 1/√4
+
+
+@pytest.mark.parametrize(
+    ("schedule", "final", "last"),
+    [("constant", 0.1, 1.0), ("linear", 1.0, 1.0), ("linear", 0.1, 0.1), ("cosine", 0.1, 0.1)],
+)
+def test_every_schedule_warms_up_from_nothing(schedule, final, last):
+    """Rates of a run as shares of the highest; a stage of a growth plan is linear, often with a constant rate."""
+    settings = Training(tokens=1, learning_rate=0.5, warmup=0.2, schedule=schedule, final_rate=final)
+    name, more = _schedule(settings)
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = get_scheduler(name, optimiser, 20, 100, more)
+    rates = []
+    for _ in range(101):
+        rates.append(optimiser.param_groups[0]["lr"] / 0.5)
+        optimiser.step()
+        scheduler.step()
+    assert rates[:20] == pytest.approx([step / 20 for step in range(20)])
+    assert max(rates) == rates[20] == 1 and rates[100] == pytest.approx(last)
+    if schedule == "linear":
+        assert rates[60] == pytest.approx((1 + final) / 2)

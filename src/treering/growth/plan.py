@@ -92,6 +92,12 @@ class Stage(Schema):
             raise ValueError("give either tokens or share")
         return self
 
+    @model_validator(mode="after")
+    def _rate_falls(self) -> Stage:
+        if self.rate is not None and self.rate[0] < self.rate[1]:
+            raise ValueError("rate is [begin, end], and end is at most begin")
+        return self
+
     @property
     def trained(self) -> tuple[int, ...]:
         """Blocks that train in full."""

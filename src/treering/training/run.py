@@ -255,7 +255,7 @@ def _arguments(settings: Training, text: Text, unfinished: Path) -> TrainingArgu
             "Give more text, or lower training.batch_tokens."
         )
     steps = max(1, round((settings.tokens or (settings.epochs or 0) * available) / tokens_per_step))
-    schedule, schedule_settings = _schedule(settings, steps)
+    schedule, schedule_settings = _schedule(settings)
     return TrainingArguments(
         output_dir=os.fspath(unfinished),
         max_steps=steps,
@@ -289,14 +289,14 @@ def _arguments(settings: Training, text: Text, unfinished: Path) -> TrainingArgu
     )
 
 
-def _schedule(settings: Training, steps: int) -> tuple[str, dict[str, Any]]:
+def _schedule(settings: Training) -> tuple[str, dict[str, Any]]:
     """The Trainer's name for a schedule, and its parameters."""
     if settings.schedule == "cosine":
         return "cosine_with_min_lr", {"min_lr_rate": settings.final_rate}
-    if settings.schedule == "constant":
+    if settings.schedule == "constant" or settings.final_rate == 1:
         return "constant_with_warmup", {}
-    falling = {"num_decay_steps": steps - _warmup_steps(settings, steps), "decay_type": "linear"}
-    return "warmup_stable_decay", falling | {"min_lr_ratio": settings.final_rate}
+    # Not warmup_stable_decay, which warms up from the last rate instead of 0: from a constant one, not at all.
+    return "polynomial", {"power": 1.0, "lr_end": settings.learning_rate * settings.final_rate}
 
 
 def _warmup_steps(settings: Training, steps: int) -> int:
