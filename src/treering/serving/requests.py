@@ -2,6 +2,7 @@
 
 A parameter that is not here is refused, and so is a value that the server could only ignore: nobody gets another text
 than the one asked for. Values that change nothing (``n=1``) are accepted, because clients send them unasked.
+Everything has a largest size, and of all that is wrong only the first thing is looked for and told.
 """
 
 from __future__ import annotations
@@ -9,8 +10,19 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import from_json
 
 from treering.serving.errors import ApiError
+
+STOPS, STOP_CHARACTERS, BIASES, MESSAGES = 4, 1024, 1024, 4096
+"""The most stop strings (as at OpenAI's), characters of one, biases and messages of a request."""
+
+LARGEST = 2**31 - 1
+"""The largest number of tokens, and the largest ID of one, that can be asked for."""
+
+Name = Annotated[str, Field(max_length=1024)]
+Tokens = Annotated[int, Field(ge=1, le=LARGEST)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class _Object(BaseModel):
@@ -18,8 +30,12 @@ class _Object(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_means_absent(cls, value: Any) -> Any:
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+    def _known_and_given(cls, value: Any) -> Any:
+        """Without what is null, which means absent, and with no more than one unknown parameter: one is an error."""
+        if not isinstance(value, dict):
+            return value
+        unknown = [key for key, given in value.items() if key not in cls.model_fields and given is not None][:1]
+        return {key: value[key] for key in [*cls.model_fields, *unknown] if value.get(key) is not None}
 
 
 class StreamOptions(_Object):
@@ -31,15 +47,15 @@ class StreamOptions(_Object):
 class Parameters(_Object):
     """What both endpoints understand."""
 
-    model: str
+    model: Name
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Tokens | None = None
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, ge=0, le=1)
     frequency_penalty: float = Field(0.0, ge=0, le=2)
-    logit_bias: dict[Annotated[int, Field(strict=False, ge=0)], Annotated[float, Field(ge=-100, le=100)]] = {}
-    stop: list[Annotated[str, Field(min_length=1)]] = []
+    logit_bias: dict[Annotated[int, Field(strict=False, ge=0, le=LARGEST)], Bias] = {}
+    stop: list[Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]] = Field([], max_length=STOPS)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     user: str = ""
     n: Literal[1] = 1
@@ -49,6 +65,13 @@ class Parameters(_Object):
     @classmethod
     def _one_stop(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _few_biases(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > BIASES:  # pydantic would look at each one first
+            raise ValueError(f"at most {BIASES} tokens can be biased")
+        return value
 
 
 class CompletionRequest(Parameters):
@@ -69,7 +92,7 @@ class Message(_Object):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str
-    name: str | None = None
+    name: Name | None = None
 
     @field_validator("content", mode="before")
     @classmethod
@@ -83,8 +106,8 @@ class Message(_Object):
 class ChatRequest(Parameters):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: list[Message] = Field(min_length=1, max_length=MESSAGES)
+    max_completion_tokens: Tokens | None = None
     logprobs: Literal[False] = False
 
 
@@ -98,10 +121,10 @@ def parse(kind: type[Asked], body: bytes) -> Asked:
         ApiError: 400, the body is not JSON, or a parameter is unknown, missing, of the wrong type or out of range.
     """
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate(from_json(body, allow_inf_nan=False))
     except ValidationError as error:
-        wrong = error.errors(include_url=False)[0]
-        param = ".".join(map(str, wrong["loc"])) or None
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        param = ".".join(map(str, wrong["loc"]))[:100] or None
         if wrong["type"] == "extra_forbidden":
             raise ApiError(400, f"Unsupported parameter: '{param}'.", "unsupported_parameter", param) from None
         if wrong["type"] == "missing":
@@ -110,3 +133,5 @@ def parse(kind: type[Asked], body: bytes) -> Asked:
             ) from None
         where = f"Invalid value for '{param}': " if param else ""
         raise ApiError(400, f"{where}{wrong['msg']}.", "invalid_value" if param else None, param) from None
+    except ValueError as error:
+        raise ApiError(400, f"The body is not JSON: {error}.") from None
