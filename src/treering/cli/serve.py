@@ -9,11 +9,22 @@ import typer
 
 def serve(
     model: Annotated[str, typer.Argument(metavar="DIR", help="an expert, a composition, or a hub name")],
-    host: Annotated[str, typer.Option(help="address to listen on; nobody is asked for a password")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="address to listen on; another than this machine's own needs a key")] = (
+        "127.0.0.1"
+    ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="TREERING_API_KEY", help="what clients must know; seen by all users if given here"),
+    ] = None,
+    max_body: Annotated[int, typer.Option("--max-body-mb", min=1, help="largest request, in MiB")] = 4,
+    timeout: Annotated[int, typer.Option(min=1, help="seconds after which an answer is broken off")] = 600,
+    parallel: Annotated[int, typer.Option(min=1, help="texts that are written at once, taking turns")] = 4,
 ) -> None:
     """Answer OpenAI's clients with a model: completions, and chat if its tokenizer has a chat template."""
     from treering.cli.console import progress
     from treering.serving import serve as run
+    from treering.serving.limits import MIB, Limits
 
-    run(model, host, port, progress())
+    limits = Limits(body=max_body * MIB, request_seconds=timeout, parallel=parallel)
+    run(model, host, port, progress(), api_key, limits)

@@ -11,26 +11,27 @@ import asyncio
 import copy
 import json
 import logging
-import re
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import torch
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.utils import _StreamError
-from transformers.generation.streamers import BaseStreamer
 
-from treering.serving.errors import ApiError
+from treering.serving.errors import FINAL, ApiError
+from treering.serving.limits import Limits
+from treering.serving.reading import Asked, Reader
 from treering.serving.requests import Parameters
+from treering.serving.turns import Turns
+from treering.serving.written import Stopped, Written
 
 # The handlers load models and look after generation only in `handle_request`, which is not used.
 _NONE: Any = None
@@ -42,39 +43,72 @@ Handler = CompletionHandler | ChatCompletionHandler
 _NO_FAMILY = SimpleNamespace(config=SimpleNamespace(model_type=None))
 
 
-@dataclass(frozen=True)
 class Served:
-    """The one model of a server, and the one thread on which it writes."""
+    """The one model of a server, who reads for it, and the threads that write with it. Use as a context."""
 
-    name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerFast
-    thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1))
-    stopping: threading.Event = field(default_factory=threading.Event)
+    def __init__(
+        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, limits: Limits | None = None
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.limits = limits or Limits()
+        self.reader = Reader(name, model, tokenizer)
+        self.writers = ThreadPoolExecutor(self.limits.parallel, "writer")
+        self.turns = Turns()
+        self.stopping = threading.Event()
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End all that is being written, and wait for it."""
+        self.stopping.set()
+        self.writers.shutdown()
+        self.reader.close()
 
 
-async def answer(served: Served, handler: Handler, asked: Parameters, prompt: list[int], tokens: int) -> Response:
-    """The model's answer to a prompt, whole or as a stream of events.
+async def answer(served: Served, handler: Handler, asked: Asked, seconds: float) -> Response:
+    """The model's answer to a request, whole or as an `EventStream`; it has to be written within ``seconds``.
 
     Raises:
-        ApiError: 500, generation failed; 503, the server is being stopped.
+        ApiError: 400, there is no such token; 500, generation failed; 503, the server is being stopped; 504, it took
+            too long.
     """
-    generation = Generation(served, asked.stop, asked.seed)
-    input_ids = torch.tensor([prompt], device=served.model.device)
+    config = generation_config(served, asked.parameters, asked.tokens)
+    generation = Generation(served, asked.parameters, seconds)
+    input_ids = torch.tensor([asked.prompt], device=served.model.device)
     arguments: dict[str, Any] = {
         "request_id": f"{'chatcmpl' if handler is CHAT else 'cmpl'}-{uuid4().hex}",
         "model": _NO_FAMILY,
         "processor": None,
         "model_id": served.name,
         "inputs": {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)},
-        "gen_config": generation_config(served, asked, tokens),
+        "gen_config": config,
         "gen_manager": generation,
     }
-    if not asked.stream:
+    if asked.parameters.stream:
+        return EventStream(handler._streaming(**arguments).body_iterator, generation)
+    try:
         return await handler._non_streaming(**arguments)
-    response = handler._streaming(**arguments)
-    response.body_iterator = _events(response.body_iterator, generation)
-    return response
+    finally:
+        generation.close()
+
+
+class EventStream(StreamingResponse):
+    """An answer in pieces, which ends its generation when it ends, even if nobody waited for its first piece."""
+
+    def __init__(self, chunks: AsyncIterable[Any], generation: Generation) -> None:
+        super().__init__(_events(chunks, generation), media_type="text/event-stream")
+        self._generation = generation
+        self.at_the_end: Callable[[], None] = lambda: None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._generation.close()
+            self.at_the_end()
 
 
 async def _events(chunks: AsyncIterable[Any], generation: Generation) -> AsyncIterator[str]:
@@ -119,13 +153,36 @@ def generation_config(served: Served, asked: Parameters, tokens: int) -> Generat
 
 
 class Generation:
-    """One request's turn on the thread of its server; what a handler of transformers asks of a generation manager."""
+    """One text, written on a thread of its server; what a handler of transformers asks of a generation manager.
 
-    def __init__(self, served: Served, stop: list[str], seed: int | None) -> None:
+    Text waits on an unlimited queue for the client to read it: it is at most the answer, and what writes it is not
+    held up by a client that does not read.
+    """
+
+    def __init__(self, served: Served, asked: Parameters, seconds: float) -> None:
         self._served = served
-        self._stop = stop
-        self._seed = seed
+        self._asked = asked
+        self._loop = asyncio.get_running_loop()
+        self._queue = asyncio.Queue[Any]()
+        self._closed = threading.Event()
+        self._timer = self._loop.call_later(seconds, self._expire)
         self.error: ApiError | None = None
+
+    def close(self) -> None:
+        """End the generation at its next token, or before its first: nobody waits for it any longer."""
+        self._closed.set()
+        self._timer.cancel()
+
+    cancel = close  # as the handlers call it
+
+    def _expire(self) -> None:
+        self._fail(self._served.limits.late())
+        self.close()
+
+    def _fail(self, error: ApiError) -> None:
+        """The first error is the one that is told."""
+        self.error = self.error or error
+        self._queue.put_nowait(_StreamError(str(error)))
 
     def generate_streaming(
         self,
@@ -135,16 +192,11 @@ class Generation:
         gen_config: GenerationConfig,
         request_id: str = "",
         response_parser: Any = None,
-    ) -> tuple[asyncio.Queue, Written]:
+    ) -> tuple[asyncio.Queue, Generation]:
         """A queue on which text arrives, then None; and the object that counts tokens and can be cancelled."""
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
-
-        def send(item: Any) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, item)
-
-        written = Written(self._served, self._stop, send)
-        self._served.thread.submit(self._run, inputs, gen_config, written, send)
-        return queue, written
+        self._written = Written(self._served.tokenizer, self._asked.stop, self._send, self._between)
+        self._served.writers.submit(self._run, inputs, gen_config)
+        return self._queue, self
 
     async def generate_non_streaming(
         self,
@@ -155,98 +207,62 @@ class Generation:
         request_id: str = "",
     ) -> tuple[str, int, list[int]]:
         """Text, number of prompt tokens and generated tokens."""
-        queue, written = self.generate_streaming(model, processor, inputs, gen_config)
-        try:
-            while await queue.get() is not None:
-                if self.error is not None:
-                    raise self.error
-        finally:
-            written.cancel()  # when nobody waits any longer
-        return written.text, inputs["input_ids"].shape[-1], written.ids
-
-    def _run(
-        self, inputs: dict[str, torch.Tensor], config: GenerationConfig, written: Written, send: Callable[[Any], None]
-    ) -> None:
-        # Here, not where the request came in: the numbers are drawn from a generator that all threads share.
-        torch.seed() if self._seed is None else torch.manual_seed(self._seed)
-        generate: Any = self._served.model.generate
-        try:
-            generate(**inputs, generation_config=config, streamer=written)
-            ends = config.eos_token_id
-            ended = written.ids[-1] in (ends if isinstance(ends, list) else [ends])
-        except _Stopped:
-            ended = True
-        except _Cancelled:
-            self.error = ApiError(503, "The server is being stopped.")
-        except Exception as error:
-            logging.getLogger(__name__).exception("generation failed")
-            self.error = ApiError(500, f"Generation failed: {error}")
-        if self.error is not None:
-            send(_StreamError(str(self.error)))
-            return
-        if ended:
-            config.max_new_tokens = None  # or the handlers take an end at the last token allowed for "length"
-        send(None)
-
-
-class _Stopped(Exception):
-    """A stop string was written."""
-
-
-class _Cancelled(Exception):
-    """Nobody waits for the text any longer."""
-
-
-class Written(BaseStreamer):
-    """The text of one request, which ``generate`` pushes tokens into and which goes on to ``send`` once it is certain.
-
-    Exceptions are the way to end a generation from here; ``generate`` itself knows only its own reasons.
-    """
-
-    def __init__(self, served: Served, stop: list[str], send: Callable[[Any], None]) -> None:
-        self._tokenizer = served.tokenizer
-        self._stopping = served.stopping
-        self._stop = stop
-        self._send = send
-        self._cancelled = threading.Event()
-        self._prompt_came = False
-        self.ids: list[int] = []
-        self.text = ""
+        self.generate_streaming(model, processor, inputs, gen_config)
+        while await self._queue.get() is not None:
+            if self.error is not None:
+                raise self.error
+        return self._written.text, inputs["input_ids"].shape[-1], self._written.ids
 
     @property
     def total_tokens(self) -> int:
-        return len(self.ids)
+        return len(self._written.ids)
 
-    def cancel(self) -> None:
-        """End the generation at its next token, or before its first."""
-        self._cancelled.set()
+    def _run(self, inputs: dict[str, torch.Tensor], config: GenerationConfig) -> None:
+        """Write the text; runs on a thread, in turns with others."""
+        generate: Any = self._served.model.generate
+        try:
+            self._require_reader()
+            with self._served.turns:
+                # Here, not where the request came in: the numbers are drawn from a generator that all threads share.
+                torch.seed() if self._asked.seed is None else torch.manual_seed(self._asked.seed)
+                generate(**inputs, generation_config=config, streamer=self._written)
+            ends = config.eos_token_id
+            ended = self._written.ids[-1] in (ends if isinstance(ends, list) else [ends])
+        except Stopped:
+            ended = True
+        except _Closed:
+            return self._call(self._fail, ApiError(503, "The server is being stopped.", headers=FINAL))
+        except Exception as error:
+            logging.getLogger(__name__).exception("generation failed")
+            return self._call(self._fail, ApiError(500, f"Generation failed: {error}", headers=FINAL))
+        if ended:
+            config.max_new_tokens = None  # or the handlers take an end at the last token allowed for "length"
+        return self._send(None)
 
-    def put(self, value: torch.Tensor) -> None:
-        """Take the next token [1]; the first call brings the prompt [1, tokens]."""
-        if self._cancelled.is_set() or self._stopping.is_set():
-            raise _Cancelled
-        if not self._prompt_came:
-            self._prompt_came = True
-            return
-        self.ids += value.tolist()
-        last = str(self._tokenizer.convert_ids_to_tokens(self.ids[-1]))
-        if not re.fullmatch("<0x..>", last):  # bytes are read together: more of them may change those before
-            text = self._decoded().rstrip("\ufffd")  # a character of which a part is still to come
-            self._forward(text, max((n for s in self._stop for n in range(len(s)) if text.endswith(s[:n])), default=0))
+    def _require_reader(self) -> None:
+        if self._closed.is_set() or self._served.stopping.is_set():
+            raise _Closed
 
-    def end(self) -> None:
-        """All that is left is certain now."""
-        self._forward(self._decoded(), 0)
+    def _between(self) -> None:
+        """Between two tokens: see whether to go on, and let another text have its turn."""
+        self._require_reader()
+        if self._served.turns.over():
+            device = self._served.model.device
+            random: Any = torch if device.type == "cpu" else torch.get_device_module(device)
+            state = random.get_rng_state()
+            self._served.turns.pass_on()
+            random.set_rng_state(state)
+            self._require_reader()
 
-    def _decoded(self) -> str:
-        return str(self._tokenizer.decode(self.ids, skip_special_tokens=True))
+    def _send(self, text: str | None) -> None:
+        self._call(self._queue.put_nowait, text)
 
-    def _forward(self, text: str, held_back: int) -> None:
-        """Send what is new of ``text`` up to a stop string, but not the last characters, which may begin one."""
-        stops = [at for s in self._stop if (at := text.find(s)) >= 0]
-        certain = text[: min(stops, default=len(text) - held_back)]
-        if len(certain) > len(self.text):
-            self._send(certain[len(self.text) :])
-            self.text = certain
-        if stops:
-            raise _Stopped
+    def _call(self, function: Callable[..., object], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop is closed: the server has ended without waiting
+            self._closed.set()
+
+
+class _Closed(Exception):
+    """Nobody waits for the text any longer."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
 import socket
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from transformers.utils.import_utils import is_serve_available
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     import uvicorn
 
     from treering.serving.answers import Served
+    from treering.serving.limits import Limits
+
+GRACE = 5
+"""Seconds that open connections have when the server is told to stop."""
 
 
 def serve(
@@ -30,12 +36,18 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     console: Console | None = None,
+    api_key: str | None = None,
+    limits: Limits | None = None,
 ) -> None:
     """Serve an expert or a composition, from a directory or the hub, until Ctrl-C.
 
+    Args:
+        api_key: what clients have to know; without one, only the machine itself is listened to.
+        limits: how much clients may take; by default that of `treering.serving.limits.Limits`.
+
     Raises:
-        TreeringError: optional packages are missing, the address cannot be listened on, there is no such model, or its
-            tokenizer has no separator.
+        TreeringError: optional packages are missing, the address cannot be listened on, or not without a key, there is
+            no such model, or its tokenizer has no separator.
     """
     if not is_serve_available():
         raise TreeringError("The server needs packages that are not installed: pip install 'treering[serve]'")
@@ -43,13 +55,14 @@ def serve(
 
     console = console or Console(stderr=True)
     with contextlib.suppress(KeyboardInterrupt), listen(host, port) as listener:
-        served = Served(served_name(name_or_path), load_model(name_or_path), tokenizers.load(name_or_path))
+        require_key(listener, api_key)
+        served = Served(served_name(name_or_path), load_model(name_or_path), tokenizers.load(name_or_path), limits)
         prompt_ids(served.model, served.tokenizer, "", 1)  # what can never work is said before anybody asks
         host, port = listener.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         console.print(f"{served.name} at {address}/v1; Ctrl-C stops it", highlight=False, markup=False)
-        with served.thread:
-            http_server(served).run(sockets=[listener])
+        with served:
+            http_server(served, api_key).run(sockets=[listener])
 
 
 def served_name(name_or_path: str | os.PathLike[str]) -> str:
@@ -77,11 +90,28 @@ def _taken(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EADDRINUSE
 
 
-def http_server(served: Served) -> uvicorn.Server:
+def require_key(listener: socket.socket, api_key: str | None) -> None:
+    """Refuse to let other machines ask without a key.
+
+    Raises:
+        TreeringError: the socket's address is not a loopback one and there is no key; or a key cannot be one.
+    """
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""):
+        raise TreeringError("An API key is sent in a header: give printable ASCII characters, no space at either end.")
+    address = listener.getsockname()[0]
+    if api_key is None and not ipaddress.ip_address(address).is_loopback:
+        raise TreeringError(
+            f"Whoever reaches {address} could use the model. Give an API key that clients have to know, in the "
+            "environment as TREERING_API_KEY or by --api-key, or listen on 127.0.0.1 only."
+        )
+
+
+def http_server(served: Served, api_key: str | None = None) -> uvicorn.Server:
     """uvicorn with the application; when it is told to stop, it ends what is being written."""
     import uvicorn
 
     from treering.serving.app import create_app
+    from treering.serving.connections import Connection
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -89,4 +119,6 @@ def http_server(served: Served) -> uvicorn.Server:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a second Ctrl-C breaks them off: no error
             await super().shutdown(sockets)
 
-    return Server(uvicorn.Config(create_app(served), log_level="warning"))
+    connection: Any = partial(Connection, served.limits)
+    app = create_app(served, api_key)
+    return Server(uvicorn.Config(app, http=connection, ws="none", log_level="warning", timeout_graceful_shutdown=GRACE))

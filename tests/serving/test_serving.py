@@ -3,88 +3,27 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import openai
 import pytest
-import torch
-from transformers import PreTrainedModel
 
 from treering import tokenizer as tokenizers
 from treering.cli import main
-from treering.composition import compose, load_model
+from treering.composition import load_model
 from treering.errors import TreeringError
-from treering.evaluation import generate
 from treering.serving import server
-from treering.serving.answers import Served, Written, _Stopped
+from treering.serving.answers import Served
 
 PROMPT = "To open this dialog, choose"
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory, expert, tokenizer) -> Path:
-    """A composition of two experts that disagree, on disk."""
-    directory = tmp_path_factory.mktemp("serving") / "joined"
-    compose({"a": expert(1), "b": expert(2, family="llama")}).save_pretrained(directory)
-    tokenizers.save(tokenizer, directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def model(directory) -> PreTrainedModel:
-    """The same composition, to ask without a server."""
-    return load_model(directory)
-
-
-@contextmanager
-def serving(served: Served) -> Iterator[openai.OpenAI]:
-    """A client of a real server that runs in a thread."""
-    with served.thread, server.listen("127.0.0.1", 0) as listener:
-        running = server.http_server(served)
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
-            yield client
-        running.should_exit = True
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def client(directory, tokenizer) -> Iterator[openai.OpenAI]:
-    with serving(Served("joined", load_model(directory), tokenizer)) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def greedy(model, tokenizer):
-    """``greedy(prompt, tokens)``: what the model writes when nothing but generate() is asked."""
-    return lambda prompt, tokens=16: generate(model, tokenizer, prompt, tokens, temperature=0)
-
-
-def post(client: openai.OpenAI, path: str, body: bytes) -> tuple[int, dict]:
-    """Status and JSON of a request that OpenAI's client would not send."""
-    request = urllib.request.Request(
-        str(client.base_url).rstrip("/") + path, body, {"content-type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
 
 
 def joined_text(stream) -> str:
@@ -218,7 +157,7 @@ def test_context(client, greedy, tokenizer):
         ({"generation_config": "{}"}, "generation_config", "unsupported_parameter"),
     ],
 )
-def test_what_cannot_be_done_is_refused(client, change, param, code):
+def test_what_cannot_be_done_is_refused(client, change, param, code, post):
     status, told = post(client, "/completions", json.dumps({"model": "joined", "prompt": PROMPT, **change}).encode())
     assert status == 400
     assert told["error"].keys() == {"message", "type", "param", "code"}
@@ -226,7 +165,7 @@ def test_what_cannot_be_done_is_refused(client, change, param, code):
     assert param.split(".")[0] in told["error"]["message"]
 
 
-def test_what_changes_nothing_is_accepted(client, greedy):
+def test_what_changes_nothing_is_accepted(client, greedy, post):
     """LangChain and others send every parameter, with OpenAI's default."""
     unasked = {"n": 1, "best_of": 1, "logprobs": None, "logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0}
     body = {"model": "joined", "prompt": [PROMPT], "temperature": 0, "stop": None, "user": "me", **unasked}
@@ -235,13 +174,13 @@ def test_what_changes_nothing_is_accepted(client, greedy):
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"model": "\xff"}', b'{"model": "\\ud800"}', b"[" * 100_000])
-def test_what_is_not_json_is_refused(client, body):
+def test_what_is_not_json_is_refused(client, body, post):
     for path in ("/completions", "/chat/completions"):
         status, told = post(client, path, body)
         assert (status, told["error"]["type"]) == (400, "invalid_request_error")
 
 
-def test_other_addresses(client):
+def test_other_addresses(client, post):
     for path in ("/embeddings", "/../reset", "/../load_model"):
         status, told = post(client, path, b"{}")
         assert (status, told["error"]["code"]) == (404, "unknown_url")
@@ -252,7 +191,7 @@ def test_chat_without_a_template(client):
         client.chat.completions.create(model="joined", messages=[{"role": "user", "content": "Hello"}])
 
 
-def test_chat(directory, tokenizer, tmp_path, greedy):
+def test_chat(directory, tokenizer, tmp_path, greedy, serving):
     tokenizers.save(tokenizer, tmp_path)
     templated = tokenizers.load(tmp_path)
     templated.chat_template = "{{ raise_exception('no') if messages[0].content == 'bad' }}" + TEMPLATE
@@ -285,7 +224,7 @@ def test_chat(directory, tokenizer, tmp_path, greedy):
             client.chat.completions.create(model="joined", messages=messages * 20)
 
 
-def test_client_that_leaves_lets_others_on(directory, tokenizer, greedy):
+def test_client_that_leaves_lets_others_on(directory, tokenizer, greedy, serving):
     """Of 60 tokens that two clients asked for and did not wait for, most are never written."""
     model = load_model(directory)
     permits, forward, written = threading.Semaphore(3), model.forward, []
@@ -312,7 +251,7 @@ def test_client_that_leaves_lets_others_on(directory, tokenizer, greedy):
         assert count < 60
 
 
-def test_failure_of_the_model_is_told(directory, tokenizer):
+def test_failure_of_the_model_is_told(directory, tokenizer, serving):
     model = load_model(directory)
 
     def broken(*args, **kwargs):
@@ -325,34 +264,6 @@ def test_failure_of_the_model_is_told(directory, tokenizer):
             client.completions.create(**asked)
         with pytest.raises(openai.APIError, match='out of "memory"'):
             list(client.completions.create(**asked, stream=True))
-
-
-@pytest.fixture(scope="module")
-def byte_tokenizer(pages):
-    """A tokenizer that spells what it does not know in bytes."""
-    return tokenizers.train({"en": pages["en"]}, 400)
-
-
-@pytest.mark.parametrize("name", ["tokenizer", "byte_tokenizer"])
-def test_any_tokens_stream_to_their_text(request, model, name):
-    """Also characters in pieces, and bytes that are none; with a stop string, up to it."""
-    tokenizer = request.getfixturevalue(name)
-    rng = random.Random(0)
-    for _ in range(200):
-        ids = [rng.randrange(len(tokenizer)) for _ in range(rng.randrange(1, 20))]
-        whole = tokenizer.decode(ids, skip_special_tokens=True)
-        at = rng.randrange(len(whole) + 1)
-        for stop in ([], [whole[at : at + 3]] if whole[at:] else []):
-            sent: list[str] = []
-            written = Written(Served("x", model, tokenizer), stop, sent.append)
-            try:
-                written.put(torch.tensor([[2]]))  # the prompt
-                for i in ids:
-                    written.put(torch.tensor([i]))
-                written.end()
-            except _Stopped:
-                assert stop
-            assert "".join(sent) == written.text == (whole.partition(stop[0])[0] if stop else whole)
 
 
 def test_command(directory, greedy):
