@@ -121,4 +121,4 @@ def http_server(served: Served, api_key: str | None = None) -> uvicorn.Server:
 
     connection: Any = partial(Connection, served.limits)
     app = create_app(served, api_key)
-    return Server(uvicorn.Config(app, http=connection, ws="none", log_level="warning", timeout_graceful_shutdown=GRACE))
+    return Server(uvicorn.Config(app, http=connection, ws="none", log_level="error", timeout_graceful_shutdown=GRACE))
