@@ -1,5 +1,6 @@
 """Experts that become one model after training, by joining their output distributions (paper section 4)."""
 
+from treering.composition.configuration import CompositionConfig
 from treering.composition.directory import (
     add_expert,
     compose_directories,
@@ -12,7 +13,7 @@ from treering.composition.directory import (
 )
 from treering.composition.fitting import Fit, fit
 from treering.composition.joining import DEFAULT_RULE, compose, require_fitted
-from treering.composition.model import ComposedModel, CompositionConfig
+from treering.composition.model import ComposedModel
 from treering.composition.rules import RULES, Joined, Reading, Rule, register, rule
 
 __all__ = [

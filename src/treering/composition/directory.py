@@ -26,9 +26,10 @@ from transformers import (
 from treering import backbone
 from treering import tokenizer as tokenizers
 from treering.composition import layout
+from treering.composition.configuration import CompositionConfig, expert_config
 from treering.composition.fitting import Fit, fit
 from treering.composition.joining import DEFAULT_RULE, compose, describe, require_fit, require_fitted, require_single
-from treering.composition.model import ComposedModel, CompositionConfig, expert_config
+from treering.composition.model import ComposedModel
 from treering.composition.provenance import provenance
 from treering.composition.rules import rule as parse_rule
 from treering.errors import TreeringError

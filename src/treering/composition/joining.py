@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from treering import backbone
 from treering.backbone import Standing
+from treering.composition.configuration import CompositionConfig, expert_config
 from treering.composition.layout import substrate_key
-from treering.composition.model import ComposedModel, CompositionConfig, expert_config
+from treering.composition.model import ComposedModel
 from treering.composition.rules import Rule, rule
 from treering.errors import TreeringError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,18 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     Cache,
     DynamicCache,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from treering import backbone
+from treering.composition.configuration import CompositionConfig, expert_config
 from treering.composition.layout import fitted, shards, substrate_key, write_description, write_shard
 from treering.composition.rules import (
     Need,
@@ -41,53 +40,6 @@ from treering.training.loss import log_likelihood
 
 LOGITS_AT_ONCE = 2**24
 """Logits (tokens × vocabulary) that exist at once while a long prompt is weighed: 64 MiB in float32."""
-
-UNLIMITED = 2**31
-"""Context of a composition none of whose experts has a longest one."""
-
-
-class CompositionConfig(PreTrainedConfig):
-    """What a composition is made of.
-
-    Args:
-        experts: one record per expert, in order: ``name``, ``config`` (its own configuration), ``substrate`` (the
-            fingerprint of the one it reads from, or None for an embedding of its own), ``weight`` (of its prior,
-            relative to the others'), and whatever is known of its provenance.
-        rule: the rule that joins their logits, as `treering.composition.rules.rule` reads it.
-        fusion: what was fitted on top of the experts, for which rule and on what; None if nothing was.
-        treering: the substrate that all stand on (see ``treering.backbone.Standing``); None if it is not one.
-    """
-
-    model_type = "treering_composition"
-
-    def __init__(
-        self,
-        experts: list[dict[str, Any]] | None = None,
-        rule: str = "mean",
-        fusion: dict[str, Any] | None = None,
-        treering: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.experts = experts or []
-        self.rule = rule
-        self.fusion = fusion
-        self.treering = treering
-        configs = [expert_config(record) for record in self.experts]
-        # What generation, evaluation and caches ask of any model. Checkpoints of one tokenizer may be padded to
-        # different numbers of rows; the tokens are in all of them.
-        self.vocab_size = min((config.vocab_size for config in configs), default=0)
-        self.hidden_size = configs[0].hidden_size if configs else 0
-        self.num_hidden_layers = sum(config.num_hidden_layers for config in configs)
-        # Families with relative positions alone (Bloom, MPT) know no limit.
-        contexts = (getattr(config, "max_position_embeddings", None) for config in configs)
-        self.max_position_embeddings = min((context for context in contexts if context), default=UNLIMITED)
-        kwargs["tie_word_embeddings"] = False
-        super().__init__(**kwargs)
-
-
-def expert_config(record: Mapping[str, Any]) -> PreTrainedConfig:
-    """An expert's own configuration, from its record in the composition's."""
-    return AutoConfig.for_model(**record["config"])
 
 
 class ComposedModel(PreTrainedModel, GenerationMixin):
@@ -453,5 +405,4 @@ def _is_known(expert: PreTrainedModel) -> bool:
     return expert.config.model_type in backbone.FAMILIES
 
 
-AutoConfig.register(CompositionConfig.model_type, CompositionConfig)
 AutoModelForCausalLM.register(CompositionConfig, ComposedModel)

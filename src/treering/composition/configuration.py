@@ -1,0 +1,58 @@
+"""What a composition is made of, as its ``config.json`` says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+UNLIMITED = 2**31
+"""Context of a composition none of whose experts has a longest one."""
+
+
+class CompositionConfig(PreTrainedConfig):
+    """What a composition is made of.
+
+    Args:
+        experts: one record per expert, in order: ``name``, ``config`` (its own configuration), ``substrate`` (the
+            fingerprint of the one it reads from, or None for an embedding of its own), ``weight`` (of its prior,
+            relative to the others'), and whatever is known of its provenance.
+        rule: the rule that joins their logits, as `treering.composition.rules.rule` reads it.
+        fusion: what was fitted on top of the experts, for which rule and on what; None if nothing was.
+        treering: the substrate that all stand on (see ``treering.backbone.Standing``); None if it is not one.
+    """
+
+    model_type = "treering_composition"
+
+    def __init__(
+        self,
+        experts: list[dict[str, Any]] | None = None,
+        rule: str = "mean",
+        fusion: dict[str, Any] | None = None,
+        treering: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.experts = experts or []
+        self.rule = rule
+        self.fusion = fusion
+        self.treering = treering
+        configs = [expert_config(record) for record in self.experts]
+        # What generation, evaluation and caches ask of any model. Checkpoints of one tokenizer may be padded to
+        # different numbers of rows; the tokens are in all of them.
+        self.vocab_size = min((config.vocab_size for config in configs), default=0)
+        self.hidden_size = configs[0].hidden_size if configs else 0
+        self.num_hidden_layers = sum(config.num_hidden_layers for config in configs)
+        # Families with relative positions alone (Bloom, MPT) know no limit.
+        contexts = (getattr(config, "max_position_embeddings", None) for config in configs)
+        self.max_position_embeddings = min((context for context in contexts if context), default=UNLIMITED)
+        kwargs["tie_word_embeddings"] = False
+        super().__init__(**kwargs)
+
+
+def expert_config(record: Mapping[str, Any]) -> PreTrainedConfig:
+    """An expert's own configuration, from its record in the composition's."""
+    return AutoConfig.for_model(**record["config"])
+
+
+AutoConfig.register(CompositionConfig.model_type, CompositionConfig)
