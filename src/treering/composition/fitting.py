@@ -15,7 +15,8 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from treering.composition.model import LOGITS_AT_ONCE, ComposedModel
+from treering.composition.model import ComposedModel
+from treering.composition.reader import LOGITS_AT_ONCE
 from treering.composition.rules import Reading, Rule, posterior, rule
 from treering.corpus import Window, windows
 from treering.errors import TreeringError

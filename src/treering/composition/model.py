@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,21 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from treering import backbone
+from treering.composition.caches import views
 from treering.composition.configuration import CompositionConfig, expert_config
 from treering.composition.layout import fitted, shards, substrate_key, write_description, write_shard
+from treering.composition.reader import Reader, Text, is_known
 from treering.composition.rules import (
     Need,
     Reading,
     Rule,
     adapter_start,
     gate_start,
-    most_credible,
-    posterior,
     rule,
 )
+from treering.composition.schedule import read_on
 from treering.composition.transcript import Transcript
 from treering.errors import TreeringError
-from treering.training.loss import log_likelihood
-
-LOGITS_AT_ONCE = 2**24
-"""Logits (tokens × vocabulary) that exist at once while a long prompt is weighed: 64 MiB in float32."""
 
 
 class ComposedModel(PreTrainedModel, GenerationMixin):
@@ -69,11 +66,9 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         self.substrates = nn.ModuleDict()
         self.experts = nn.ModuleDict()
         self.fusion = nn.ParameterDict()
-        self.depths: list[int] = []
         for record in config.experts:
             # Loading chooses the precision, not what the expert was once stored in.
             expert = AutoModelForCausalLM.from_config(expert_config(record), dtype=torch.get_default_dtype())
-            self.depths.append(expert.config.num_hidden_layers)
             if record["substrate"]:
                 matrix = nn.Embedding(expert.config.vocab_size, expert.config.hidden_size)
                 self.substrates[substrate_key(record["substrate"])] = matrix
@@ -117,7 +112,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         """
         chosen = rule(spec)
         if "hidden" in chosen.needs:
-            if strangers := [name for name, expert in self.named_experts() if not _is_known(expert)]:
+            if strangers := [name for name, expert in self.named_experts() if not is_known(expert)]:
                 raise TreeringError(
                     f"The rule {chosen.name} reads the experts' final hidden states, and Treering does not know where "
                     f"{', '.join(strangers)} keeps them. Use a rule that needs only distributions, such as evidence."
@@ -167,9 +162,9 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep or None, None)
-        text = _Text(input_ids, inputs_embeds, attention_mask, position_ids)
-        transcript, caches = self._caches(past_key_values, self.rule)
-        logits, reading = self._read(text, caches, transcript, self.rule, kept)
+        text = Text(input_ids, inputs_embeds, attention_mask, position_ids)
+        transcript, readers = self._readers(past_key_values, self.rule)
+        logits, reading = self._read(text, readers, transcript, self.rule, kept)
         joined = self.rule(logits, reading)
         if transcript is not None and joined.evidence is not None:
             transcript.weights[..., -joined.evidence.shape[-1] :] = joined.evidence
@@ -189,13 +184,13 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         """
         needs: frozenset[Need] = frozenset({"logits", "evidence", "hidden"} if hidden else {"logits", "evidence"})
         everything = replace(self.rule, name="everything", needs=needs)
-        transcript, caches = self._caches(None, everything)
-        return self._read(_Text(input_ids, None, attention_mask, None), caches, transcript, everything, slice(None))
+        transcript, readers = self._readers(None, everything)
+        return self._read(Text(input_ids, None, attention_mask, None), readers, transcript, everything, slice(None))
 
     def _read(
         self,
-        text: _Text,
-        caches: Sequence[Cache | None],
+        text: Text,
+        readers: Sequence[Reader],
         transcript: Transcript | None,
         chosen: Rule,
         kept: slice | Tensor,
@@ -203,146 +198,42 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         """Let the experts read on, as many of them as the rule needs, and say what they made of it."""
         prior = self.prior
         if transcript is None:
-            finals = [self._final(e, text, cache)[:, kept] for e, cache in enumerate(caches)]
-            logits = [self._logits(e, final) for e, final in enumerate(finals)] if "logits" in chosen.needs else []
+            finals = [reader.final(text)[:, kept] for reader in readers]
+            heard = zip(readers, finals, strict=True)
+            logits = [reader.logits(final) for reader, final in heard] if "logits" in chosen.needs else []
             seen: dict[str, Any] = {}
         else:
-            before = transcript.get_seq_length()
-            logits, finals, first = self._weigh(text, caches, transcript, chosen, kept, prior)
-            new, length = transcript.get_seq_length() - before, transcript.get_seq_length() - first
+            begin = transcript.get_seq_length()
+            logits, finals, changed = read_on(readers, transcript, text, chosen, prior, kept)
+            new, length = transcript.get_seq_length() - begin, transcript.get_seq_length() - changed
             seen = {
-                "likelihood": transcript.likelihood[..., first:],
-                "state": transcript.weights[..., first - 1] if first else None,
+                "likelihood": transcript.likelihood[..., changed:],
+                "state": transcript.weights[..., changed - 1] if changed else None,
                 "kept": _from_the_end(kept, new, length),
             }
         hidden = torch.cat(finals, -1) if "hidden" in chosen.needs else None
         reading = Reading(prior, hidden=hidden, fusion=dict(self.fusion.items()), **seen)
         return torch.stack(logits) if logits else None, reading
 
-    def _weigh(
-        self,
-        text: _Text,
-        caches: Sequence[Cache | None],
-        transcript: Transcript,
-        chosen: Rule,
-        kept: slice | Tensor,
-        prior: Tensor,
-    ) -> tuple[list[Tensor], list[Tensor], int]:
-        """Read on, noting in the transcript how the experts did.
-
-        Returns logits and final states at the kept positions, a pair for each expert, and the first position from
-        which the transcript changed.
-        """
-        if text.input_ids is None:
-            raise TreeringError(f"The rule {chosen.name} weighs the experts by the tokens they read: give input_ids.")
-        before = transcript.get_seq_length()
-        transcript.append(text.input_ids)
-        tokens = transcript.input_ids
-        predicted = _predicted(text.attention_mask, tokens)
-        read = [0 if cache is None else cache.get_seq_length() for cache in caches]
-        for e, pending in enumerate(transcript.pending):
-            if pending is not None:
-                said = pending.gather(1, text.input_ids[:, :1])[:, 0]
-                transcript.likelihood[e, :, before] = said * predicted[:, before - 1]
-            elif (cache := caches[e]) is not None and read[e] == before > 0:
-                cache.crop(-1)  # someone cropped it: what the expert said of the new token, it must say again
-                read[e] -= 1
-        transcript.pending = [None] * len(caches)
-        silent = text.input_ids.new_zeros((len(text.input_ids), 1, self.config.vocab_size), dtype=torch.float32)
-        logits, finals = [silent] * len(caches), [silent[..., :0]] * len(caches)
-
-        def let_read(experts: Sequence[int]) -> int:
-            for e in experts:
-                start = read[e]
-                final = self._final(e, text.since(start, before, tokens), caches[e])
-                finals[e] = final[:, before - start :][:, kept]
-                logits[e] = self._logits(e, finals[e])
-                whole = logits[e] if logits[e].shape[1] == final.shape[1] else None
-                said = self._log_likelihood(e, final, tokens[:, start:], whole)
-                transcript.likelihood[e, :, start + 1 :] = said * predicted[:, start:]
-                if caches[e] is not None:
-                    last = logits[e][:, -1] if isinstance(kept, slice) else self._logits(e, final[:, -1])
-                    transcript.pending[e] = last.log_softmax(-1)
-            return min(read[e] + 1 for e in experts)
-
-        if chosen.name != "top_k" or before == 0 or text.input_ids.shape[1] > 1:
-            return logits, finals, min(before, let_read(range(len(caches))))
-        first, running = before, set[int]()
-        while late := self._credible(transcript, first, chosen, prior) - running:
-            changed = let_read(sorted(late))
-            running |= late
-            if changed > before:  # they had missed nothing, so nobody's evidence is other than it was
-                break
-            first = min(first, changed)
-        return logits, finals, first
-
-    def _credible(self, transcript: Transcript, first: int, chosen: Rule, prior: Tensor) -> set[int]:
-        """The experts that count after the last token, in any row, if what was not read had been certain to them."""
-        state = transcript.weights[..., first - 1]
-        track = posterior(transcript.likelihood[..., first:], prior, state, chosen.parameters.get("switch", 0.0))
-        among = most_credible(track[..., -1], chosen.parameters.get("k", 1))
-        return set(among.any(1).nonzero().flatten().tolist())
-
-    def _log_likelihood(self, e: int, final: Tensor, tokens: Tensor, logits: Tensor | None) -> Tensor:
-        """Log-probabilities [batch, position] that an expert gives to ``tokens`` [batch, position + 1] but the first.
-
-        Without ``logits`` at hand they are made from the final states a few positions at a time.
-        """
-        if logits is None:
-            step = max(1, LOGITS_AT_ONCE // (len(tokens) * self.config.vocab_size))
-            parts = zip(final[:, :-1].split(step, 1), tokens[:, 1:].split(step, 1), strict=True)
-            return torch.cat([log_likelihood(self._logits(e, part), part_tokens) for part, part_tokens in parts], 1)
-        return log_likelihood(logits[:, :-1], tokens[:, 1:])
-
-    def _final(self, e: int, text: _Text, cache: Cache | None) -> Tensor:
-        """What an expert's head reads [batch, position, width]; of a family that is not known, its logits."""
-        name, expert = self.named_experts()[e]
-        substrate = self.config.experts[e]["substrate"]
-        inputs: dict[str, Any] = {"attention_mask": text.attention_mask, "position_ids": text.position_ids}
-        if not substrate and text.inputs_embeds is not None:
-            raise TreeringError(f"{name} has an embedding of its own, so the composition needs input_ids.")
-        if not substrate:
-            inputs["input_ids"] = text.input_ids
-        elif text.inputs_embeds is None:
-            inputs["inputs_embeds"] = self.substrates[substrate_key(substrate)](text.input_ids)
-        else:
-            inputs["inputs_embeds"] = text.inputs_embeds
-        inputs |= {"past_key_values": cache, "use_cache": cache is not None}
-        final = expert.base_model(**inputs).last_hidden_state if _is_known(expert) else expert(**inputs).logits
-        return final.to(self.device)
-
-    def _logits(self, e: int, final: Tensor) -> Tensor:
-        """An expert's logits from its final states, in float32, of the tokens that all experts have."""
-        _, expert = self.named_experts()[e]
-        logits = backbone.head(expert)(final) if _is_known(expert) else final
-        return logits[..., : self.config.vocab_size].float()
+    def _readers(self, cache: Cache | None, chosen: Rule) -> tuple[Transcript | None, list[Reader]]:
+        """The transcript, if the rule needs one, and the experts, each with its part of the cache."""
+        experts = self.named_experts()
+        transcript, caches = views(cache, [expert.config for _, expert in experts], chosen)
+        shared = [
+            record["substrate"] and self.substrates[substrate_key(record["substrate"])]
+            for record in self.config.experts
+        ]
+        readers = [
+            Reader(name, expert, substrate or None, self.config.vocab_size, own)
+            for (name, expert), substrate, own in zip(experts, shared, caches, strict=True)
+        ]
+        return transcript, readers
 
     def expert_logits(self, hidden: Tensor) -> Tensor:
         """Logits [expert, batch, position, vocab] from all experts' final states, as ``Reading.hidden`` has them."""
-        widths = [backbone.head(expert).in_features for _, expert in self.named_experts()]
-        return torch.stack([self._logits(e, own) for e, own in enumerate(hidden.split(widths, -1))])
-
-    def _caches(self, cache: Cache | None, chosen: Rule) -> tuple[Transcript | None, list[Cache | None]]:
-        """The transcript, if the rule needs one, and for each expert a view of its own layers in the common cache.
-
-        The layers are shared, not copied. A new cache is given the layers that the experts' own families ask for.
-        """
-        evidence = "evidence" in chosen.needs
-        if cache is None:
-            return Transcript(len(self.experts)) if evidence else None, [None] * len(self.experts)
-        if cache.get_seq_length() == 0:
-            own = [DynamicCache(config=expert.config).layers for _, expert in self.named_experts()]
-            cache.layers = [Transcript(len(own))] * evidence + [layer for layers in own for layer in layers]
-        transcript = cache.layers[0] if isinstance(cache.layers[0], Transcript) else None
-        if evidence != (transcript is not None):
-            raise TreeringError(f"This cache was begun by another rule than {chosen}: begin a new one.")
-        views, first = list[Cache | None](), int(evidence)
-        for depth in self.depths:
-            view, after = DynamicCache(), first + depth
-            view.layers = cache.layers[first:after]
-            views.append(view)
-            first = after
-        return transcript, views
+        _, readers = self._readers(None, self.rule)
+        widths = [backbone.head(reader.model).in_features for reader in readers]
+        return torch.stack([reader.logits(own) for reader, own in zip(readers, hidden.split(widths, -1), strict=True)])
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], **kwargs: Any
@@ -363,25 +254,6 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         return shards({name: tensor for name, tensor in self.state_dict().items() if name not in tied})
 
 
-@dataclass(frozen=True)
-class _Text:
-    """What a forward call is given to read."""
-
-    input_ids: Tensor | None
-    inputs_embeds: Tensor | None
-    attention_mask: Tensor | None
-    position_ids: Tensor | None
-
-    def since(self, start: int, before: int, tokens: Tensor) -> _Text:
-        """The text for an expert that has read ``start`` of ``tokens``, where the call began after ``before``."""
-        if start == before:
-            return self
-        positions = None
-        if self.attention_mask is not None:
-            positions = (self.attention_mask.cumsum(-1) - 1).clamp(min=0)[:, start:]
-        return _Text(tokens[:, start:], None, self.attention_mask, positions)
-
-
 @lru_cache
 def _log_prior(weights: tuple[float, ...], device: torch.device) -> Tensor:
     """Normalised logs of relative weights; kept, since every decoding step asks for them."""
@@ -390,19 +262,9 @@ def _log_prior(weights: tuple[float, ...], device: torch.device) -> Tensor:
         return (given / given.sum()).log()
 
 
-def _predicted(attention_mask: Tensor | None, tokens: Tensor) -> Tensor:
-    """For every token but the first [batch, position - 1], 1 if it follows another of its text, 0 beside padding."""
-    mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
-    return mask[:, 1:] * mask[:, :-1]
-
-
 def _from_the_end(kept: slice | Tensor, new: int, length: int) -> slice | Tensor:
     """Positions among the last ``new`` of ``length``, as positions among all."""
     return kept + length - new if isinstance(kept, Tensor) else slice(kept.start or -new, None)
-
-
-def _is_known(expert: PreTrainedModel) -> bool:
-    return expert.config.model_type in backbone.FAMILIES
 
 
 AutoModelForCausalLM.register(CompositionConfig, ComposedModel)

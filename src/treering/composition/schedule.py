@@ -1,0 +1,93 @@
+"""Which experts read when, and what the transcript notes of how they did.
+
+Positions count the tokens of a text from 0:
+
+- ``begin``: of the first token that is new in this call; so many were there before.
+- ``read``: of the first token that an expert has not read; so many it has. One that the rule did not need is behind.
+- ``changed``: of the first token whose evidence is other than it was before this call.
+- ``kept``: of those that logits are asked for, counted from ``begin``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from treering.composition.reader import Reader, Text
+from treering.composition.rules import Rule, most_credible, posterior
+from treering.composition.transcript import Transcript
+from treering.errors import TreeringError
+
+
+def read_on(
+    readers: Sequence[Reader], transcript: Transcript, text: Text, chosen: Rule, prior: Tensor, kept: slice | Tensor
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """Let as many experts read the new tokens as the rule needs, and note in the transcript how they did.
+
+    Returns:
+        For each expert its logits [batch, kept, vocab] and final states [batch, kept, width], 0 and empty for one that
+        was not needed; and from where the evidence ``changed``.
+
+    Raises:
+        TreeringError: only the tokens' embeddings were given.
+    """
+    if text.input_ids is None:
+        raise TreeringError(f"The rule {chosen.name} weighs the experts by the tokens they read: give input_ids.")
+    begin = transcript.get_seq_length()
+    transcript.append(text.input_ids)
+    predicted = _predicted(text.attention_mask, transcript.input_ids)
+    _recall(readers, transcript, begin, predicted)
+    sparse = chosen.name == "top_k" and begin > 0 and text.input_ids.shape[1] == 1
+    changed, heard, everyone = begin, dict[int, tuple[Tensor, Tensor]](), set(range(len(readers)))
+    while late := (_credible(transcript, changed, chosen, prior) if sparse else everyone) - heard.keys():
+        read = min(readers[e].read for e in late)
+        heard |= {e: _hear(readers[e], e, transcript, text, begin, predicted, kept) for e in sorted(late)}
+        changed = min(changed, read + 1)
+        if read == begin:  # they had missed nothing, so nobody's evidence is other than it was
+            break
+    silent = text.input_ids.new_zeros((len(text.input_ids), 1, readers[0].vocabulary), dtype=torch.float32)
+    said = [heard.get(e, (silent, silent[..., :0])) for e in range(len(readers))]
+    return [logits for logits, _ in said], [final for _, final in said], changed
+
+
+def _recall(readers: Sequence[Reader], transcript: Transcript, begin: int, predicted: Tensor) -> None:
+    """Note what the experts had said of the first new token before they saw it."""
+    for e, (reader, pending) in enumerate(zip(readers, transcript.pending, strict=True)):
+        if pending is not None:
+            said = pending.gather(1, transcript.input_ids[:, begin : begin + 1])[:, 0]
+            transcript.likelihood[e, :, begin] = said * predicted[:, begin - 1]
+        elif reader.cache is not None and reader.read == begin > 0:
+            reader.cache.crop(-1)  # someone cropped it: what the expert said of the new token, it must say again
+    transcript.pending = [None] * len(readers)
+
+
+def _hear(
+    reader: Reader, e: int, transcript: Transcript, text: Text, begin: int, predicted: Tensor, kept: slice | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Let an expert read all that it has not; its logits and final states at the kept positions."""
+    read, tokens = reader.read, transcript.input_ids
+    whole = reader.final(text.since(read, begin, tokens))
+    final = whole[:, begin - read :][:, kept]
+    logits = reader.logits(final)
+    said = reader.log_likelihood(whole, tokens[:, read:], logits if logits.shape[1] == whole.shape[1] else None)
+    transcript.likelihood[e, :, read + 1 :] = said * predicted[:, read:]
+    if reader.cache is not None:
+        last = logits[:, -1] if isinstance(kept, slice) else reader.logits(whole[:, -1])
+        transcript.pending[e] = last.log_softmax(-1)
+    return logits, final
+
+
+def _credible(transcript: Transcript, changed: int, chosen: Rule, prior: Tensor) -> set[int]:
+    """The experts that count after the last token, in any row, if what was not read had been certain to them."""
+    state = transcript.weights[..., changed - 1]
+    track = posterior(transcript.likelihood[..., changed:], prior, state, chosen.parameters.get("switch", 0.0))
+    among = most_credible(track[..., -1], chosen.parameters.get("k", 1))
+    return set(among.any(1).nonzero().flatten().tolist())
+
+
+def _predicted(attention_mask: Tensor | None, tokens: Tensor) -> Tensor:
+    """For every token but the first [batch, position - 1], 1 if it follows another of its text, 0 beside padding."""
+    mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
+    return mask[:, 1:] * mask[:, :-1]
