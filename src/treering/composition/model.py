@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     Cache,
     DynamicCache,
+    GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
 )
@@ -22,7 +23,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from treering import backbone
-from treering.composition.caches import views
+from treering.composition.caches import lay_out, views
 from treering.composition.configuration import CompositionConfig, expert_config
 from treering.composition.layout import fitted, shards, substrate_key, write_description, write_shard
 from treering.composition.reader import Reader, Text, is_known
@@ -32,6 +33,7 @@ from treering.composition.rules import (
     Rule,
     adapter_start,
     gate_start,
+    precise,
     rule,
 )
 from treering.composition.schedule import read_on
@@ -161,8 +163,8 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
-        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep or None, None)
         text = Text(input_ids, inputs_embeds, attention_mask, position_ids)
+        kept = _among_new(logits_to_keep, text.length)
         transcript, readers = self._readers(past_key_values, self.rule)
         logits, reading = self._read(text, readers, transcript, self.rule, kept)
         joined = self.rule(logits, reading)
@@ -170,6 +172,16 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             transcript.weights[..., -joined.evidence.shape[-1] :] = joined.evidence
         loss = None if labels is None else ForCausalLMLoss(joined.logits, labels, self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=joined.logits, past_key_values=past_key_values)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
+    ) -> None:
+        """Lay the cache out before generation asks its layers for anything, such as to record what they let go of."""
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        if (cache := model_kwargs.get("past_key_values")) is not None and cache.get_seq_length() == 0:
+            lay_out(cache, [expert.config for _, expert in self.named_experts()], self.rule)
+            if generation_config.is_assistant:
+                cache.activate_past_recording()
 
     def read(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, hidden: bool = False
@@ -185,7 +197,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         needs: frozenset[Need] = frozenset({"logits", "evidence", "hidden"} if hidden else {"logits", "evidence"})
         everything = replace(self.rule, name="everything", needs=needs)
         transcript, readers = self._readers(None, everything)
-        return self._read(Text(input_ids, None, attention_mask, None), readers, transcript, everything, slice(None))
+        return self._read(Text(input_ids, None, attention_mask, None), readers, transcript, everything, slice(0, None))
 
     def _read(
         self,
@@ -205,11 +217,11 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         else:
             begin = transcript.get_seq_length()
             logits, finals, changed = read_on(readers, transcript, text, chosen, prior, kept)
-            new, length = transcript.get_seq_length() - begin, transcript.get_seq_length() - changed
+            again = begin - changed
             seen = {
                 "likelihood": transcript.likelihood[..., changed:],
                 "state": transcript.weights[..., changed - 1] if changed else None,
-                "kept": _from_the_end(kept, new, length),
+                "kept": slice(kept.start + again, None) if isinstance(kept, slice) else kept + again,
             }
         hidden = torch.cat(finals, -1) if "hidden" in chosen.needs else None
         reading = Reading(prior, hidden=hidden, fusion=dict(self.fusion.items()), **seen)
@@ -258,13 +270,15 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
 def _log_prior(weights: tuple[float, ...], device: torch.device) -> Tensor:
     """Normalised logs of relative weights; kept, since every decoding step asks for them."""
     with torch.inference_mode(False):
-        given = torch.tensor(weights, device=device)
+        given = torch.tensor(weights, device=device, dtype=precise(device))
         return (given / given.sum()).log()
 
 
-def _from_the_end(kept: slice | Tensor, new: int, length: int) -> slice | Tensor:
-    """Positions among the last ``new`` of ``length``, as positions among all."""
-    return kept + length - new if isinstance(kept, Tensor) else slice(kept.start or -new, None)
+def _among_new(logits_to_keep: int | Tensor, new: int) -> slice | Tensor:
+    """The positions to keep, none of them negative, of so many ``new`` ones."""
+    if isinstance(logits_to_keep, Tensor):
+        return torch.arange(new, device=logits_to_keep.device)[logits_to_keep]
+    return slice(max(0, new - logits_to_keep) if logits_to_keep else 0, None)
 
 
 AutoModelForCausalLM.register(CompositionConfig, ComposedModel)

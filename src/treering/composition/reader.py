@@ -29,9 +29,19 @@ class Text:
     @property
     def device(self) -> torch.device:
         """Where it lies, and so where what the experts say of it is joined."""
+        return self._given.device
+
+    @property
+    def length(self) -> int:
+        """In tokens."""
+        return self._given.shape[1]
+
+    @property
+    def _given(self) -> Tensor:
         given = self.inputs_embeds if self.input_ids is None else self.input_ids
-        assert given is not None
-        return given.device
+        if given is None:
+            raise TreeringError("There is nothing to read: give input_ids.")
+        return given
 
     def since(self, read: int, begin: int, tokens: Tensor) -> Text:
         """The text for an expert that has ``read`` so many of ``tokens``, the new ones of which ``begin`` there."""
@@ -64,6 +74,14 @@ class Reader:
     def read(self) -> int:
         """How many tokens it has read."""
         return 0 if self.cache is None else self.cache.get_seq_length()
+
+    def step_back(self) -> None:
+        """Forget the last token, to read it again; or all, where a sliding window has let go of what it began with."""
+        assert self.cache is not None
+        if all(layer.is_croppable and not 0 <= layer.get_max_length() <= self.read for layer in self.cache.layers):
+            self.cache.crop(-1)
+        else:
+            self.cache.reset()
 
     def final(self, text: Text) -> Tensor:
         """What its head reads [batch, position, width]; of a family that is not known, its logits."""

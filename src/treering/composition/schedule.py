@@ -19,6 +19,7 @@ from treering.composition.reader import Reader, Text
 from treering.composition.rules import Rule, most_credible, posterior
 from treering.composition.transcript import Transcript
 from treering.errors import TreeringError
+from treering.training.loss import log_likelihood
 
 
 def read_on(
@@ -31,7 +32,7 @@ def read_on(
         was not needed; and from where the evidence ``changed``.
 
     Raises:
-        TreeringError: only the tokens' embeddings were given.
+        TreeringError: only the tokens' embeddings were given, or what an expert says is no number.
     """
     if text.input_ids is None:
         raise TreeringError(f"The rule {chosen.name} weighs the experts by the tokens they read: give input_ids.")
@@ -47,6 +48,7 @@ def read_on(
         changed = min(changed, read + 1)
         if read == begin:  # they had missed nothing, so nobody's evidence is other than it was
             break
+    _require_numbers(readers, transcript.likelihood[..., changed:])
     silent = text.input_ids.new_zeros((len(text.input_ids), 1, readers[0].vocabulary), dtype=torch.float32)
     said = [heard.get(e, (silent, silent[..., :0])) for e in range(len(readers))]
     return [logits for logits, _ in said], [final for _, final in said], changed
@@ -56,10 +58,10 @@ def _recall(readers: Sequence[Reader], transcript: Transcript, begin: int, predi
     """Note what the experts had said of the first new token before they saw it."""
     for e, (reader, pending) in enumerate(zip(readers, transcript.pending, strict=True)):
         if pending is not None:
-            said = pending.gather(1, transcript.input_ids[:, begin : begin + 1])[:, 0]
-            transcript.likelihood[e, :, begin] = said * predicted[:, begin - 1]
-        elif reader.cache is not None and reader.read == begin > 0:
-            reader.cache.crop(-1)  # someone cropped it: what the expert said of the new token, it must say again
+            said = log_likelihood(pending[:, -1], transcript.input_ids[:, begin])
+            transcript.likelihood[e, :, begin] = torch.where(predicted[:, begin - 1], said, 0.0)
+        elif reader.read == begin > 0:
+            reader.step_back()  # someone cropped the cache: what the expert said of the new token, it must say again
     transcript.pending = [None] * len(readers)
 
 
@@ -72,10 +74,9 @@ def _hear(
     final = whole[:, begin - read :][:, kept]
     logits = reader.logits(final)
     said = reader.log_likelihood(whole, tokens[:, read:], logits if logits.shape[1] == whole.shape[1] else None)
-    transcript.likelihood[e, :, read + 1 :] = said * predicted[:, read:]
+    transcript.likelihood[e, :, read + 1 :] = torch.where(predicted[:, read:], said, 0.0)
     if reader.cache is not None:
-        last = logits[:, -1] if isinstance(kept, slice) else reader.logits(whole[:, -1])
-        transcript.pending[e] = last.log_softmax(-1)
+        transcript.remember(e, logits if isinstance(kept, slice) else reader.logits(whole[:, -1:]))
     return logits, final
 
 
@@ -88,6 +89,21 @@ def _credible(transcript: Transcript, changed: int, chosen: Rule, prior: Tensor)
 
 
 def _predicted(attention_mask: Tensor | None, tokens: Tensor) -> Tensor:
-    """For every token but the first [batch, position - 1], 1 if it follows another of its text, 0 beside padding."""
+    """For every token but the first [batch, position - 1], whether it follows another of its text, no padding."""
     mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
-    return mask[:, 1:] * mask[:, :-1]
+    return mask[:, 1:].bool() & mask[:, :-1].bool()
+
+
+def _require_numbers(readers: Sequence[Reader], likelihood: Tensor) -> None:
+    """Refuse an expert that computes no numbers; from then on nobody's evidence would be one.
+
+    Raises:
+        TreeringError: an expert gave a token no probability at all, not even 0.
+    """
+    lost = likelihood.isnan().flatten(1).any(1)
+    if lost.any():
+        names = ", ".join(reader.name for reader, own in zip(readers, lost.tolist(), strict=True) if own)
+        raise TreeringError(
+            f"What {names} makes of this text is no number (NaN): its weights are damaged, or they overflow in their "
+            "precision. Load it in another (dtype), or remove it from the composition."
+        )

@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from treering.composition.rules import precise
+
+REMEMBERED = 32
+"""Positions at which an expert's logits are kept until the next call: more than assisted decoding guesses at once, and
+so may take back."""
+
 
 class Transcript(DynamicLayer):
     """The first layer of a composition's cache: the tokens read so far, and how each expert did on them.
@@ -16,11 +22,11 @@ class Transcript(DynamicLayer):
     search, several samples of one prompt, assisted decoding) carries the evidence along.
 
     ``keys`` are the token IDs [batch, 1, position, 1], ``values`` the experts' log-likelihoods and log-weights
-    [batch, 1, position, 2 · expert] (see ``rules.Reading``).
+    [batch, 1, position, 2 · expert] (see ``rules.Reading``), as precise as the device can (``rules.precise``).
 
     Attributes:
-        pending: for each expert, the log-probabilities [batch, vocab] of the token after the last one that it read, or
-            None where they are not known (it has read nothing, or the cache was cropped).
+        pending: for each expert, its logits [batch, position, vocab] after the last tokens that it read, at most
+            ``REMEMBERED`` of them, or None where they are not known (it has read nothing, or more was cropped).
     """
 
     def __init__(self, experts: int, **kwargs: Any) -> None:
@@ -28,9 +34,14 @@ class Transcript(DynamicLayer):
         self.experts = experts
         self.pending: list[Tensor | None] = [None] * experts
 
+    def remember(self, expert: int, logits: Tensor) -> None:
+        """Keep what an expert said [batch, position, vocab] after the last tokens that it read."""
+        self.pending[expert] = logits[:, -REMEMBERED:].detach().clone()
+
     def append(self, input_ids: Tensor) -> None:
         """Add tokens [batch, position] that no expert has read yet."""
-        blank = torch.zeros(*input_ids.shape, 2 * self.experts, device=input_ids.device)
+        device = input_ids.device
+        blank = torch.zeros(*input_ids.shape, 2 * self.experts, device=device, dtype=precise(device))
         self.update(input_ids[:, None, :, None], blank[:, None])
 
     @property
@@ -66,8 +77,11 @@ class Transcript(DynamicLayer):
     def crop(self, *args: Any) -> None:
         before = self.get_seq_length()
         super().crop(*args)
-        if self.get_seq_length() != before:
-            self.pending = [None] * self.experts
+        removed = before - self.get_seq_length()
+        self.pending = [
+            rows[:, : rows.shape[1] - removed] if rows is not None and rows.shape[1] > removed else None
+            for rows in self.pending
+        ]
 
     def reset(self) -> None:
         super().reset()
