@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from treering import backbone
+from treering.composition.rules import precise
 from treering.errors import TreeringError
-from treering.training.loss import log_likelihood
 
 LOGITS_AT_ONCE = 2**24
 """Logits (tokens × vocabulary) that exist at once while a long prompt is weighed: 64 MiB in float32."""
@@ -78,10 +78,8 @@ class Reader:
     def step_back(self) -> None:
         """Forget the last token, to read it again; or all, where a sliding window has let go of what it began with."""
         assert self.cache is not None
-        if all(layer.is_croppable and not 0 <= layer.get_max_length() <= self.read for layer in self.cache.layers):
-            self.cache.crop(-1)
-        else:
-            self.cache.reset()
+        whole = all(layer.is_croppable and not 0 <= layer.get_max_length() <= self.read for layer in self.cache.layers)
+        self.cache.crop(-1 if whole else -self.read)
 
     def final(self, text: Text) -> Tensor:
         """What its head reads [batch, position, width]; of a family that is not known, its logits."""
@@ -115,6 +113,13 @@ class Reader:
             parts = zip(final[:, :-1].split(step, 1), tokens[:, 1:].split(step, 1), strict=True)
             return torch.cat([log_likelihood(self.logits(part), part_tokens) for part, part_tokens in parts], 1)
         return log_likelihood(logits[:, :-1], tokens[:, 1:])
+
+
+def log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities […] of ``tokens`` […] under ``logits`` […, vocab], precise enough to be summed over a book."""
+    largest = logits.amax(-1, keepdim=True).detach()
+    level = (logits - largest).exp().sum(-1, dtype=precise(logits.device)).log() + largest[..., 0]
+    return logits.gather(-1, tokens[..., None])[..., 0] - level
 
 
 def is_known(expert: PreTrainedModel) -> bool:

@@ -192,8 +192,14 @@ def most_credible(weights: Tensor, k: int) -> Tensor:
 
 
 def linear_pool(logits: Tensor, weights: Tensor) -> Tensor:
-    """Log-probabilities of the mixture ``Σ_i w_i p_i`` [batch, position, vocab]; weights in logs."""
-    return (logits.log_softmax(-1) + weights[..., None].to(logits)).logsumexp(0)
+    """Logits of the mixture ``Σ_i w_i p_i`` [batch, position, vocab]; weights in logs.
+
+    They have the level of the most credible expert's: where it is sure to be right they are its own, bit for bit. (The
+    level of log-probabilities would round every token of a long text, and all that rounding adds up.)
+    """
+    level = logits.logsumexp(-1)
+    level = level - level.gather(0, weights.argmax(0, keepdim=True))
+    return (logits + (weights.to(logits) - level)[..., None]).logsumexp(0)
 
 
 def log_pool(logits: Tensor, weights: Tensor) -> Tensor:

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from treering.composition.reader import Reader, Text
+from treering.composition.reader import Reader, Text, log_likelihood
 from treering.composition.rules import Rule, most_credible, posterior
 from treering.composition.transcript import Transcript
 from treering.errors import TreeringError
-from treering.training.loss import log_likelihood
 
 
 def read_on(
