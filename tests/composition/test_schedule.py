@@ -154,7 +154,9 @@ def test_the_gradient_is_that_of_the_rule_written_down(pair, spec):
     model(ids, labels=ids).loss.backward()
     found = [head(expert).weight.grad.clone() for _, expert in model.named_experts()]
     model.zero_grad()
-    logs = torch.stack([expert(input_ids=ids).logits[0].double().log_softmax(-1) for _, expert in model.named_experts()])
+    logs = torch.stack(
+        [expert(input_ids=ids).logits[0].double().log_softmax(-1) for _, expert in model.named_experts()]
+    )
     switch = 0.1 if "switch" in spec else 0.0
     weights, nats = torch.full((2,), 0.5, dtype=torch.float64), 0.0
     for log, token in zip(logs[:, :-1].unbind(1), ids[0, 1:], strict=True):

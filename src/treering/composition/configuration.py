@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from treering.composition.rules import DEFAULT_RULE
+
 UNLIMITED = 2**31
 """Context of a composition none of whose experts has a longest one."""
 
@@ -28,7 +30,7 @@ class CompositionConfig(PreTrainedConfig):
     def __init__(
         self,
         experts: list[dict[str, Any]] | None = None,
-        rule: str = "mean",
+        rule: str = DEFAULT_RULE,
         fusion: dict[str, Any] | None = None,
         treering: dict[str, Any] | None = None,
         **kwargs: Any,

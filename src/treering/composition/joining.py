@@ -18,11 +18,8 @@ from treering.backbone import Standing
 from treering.composition.configuration import CompositionConfig, expert_config
 from treering.composition.layout import substrate_key
 from treering.composition.model import ComposedModel
-from treering.composition.rules import Rule, rule
+from treering.composition.rules import DEFAULT_RULE, Rule, rule
 from treering.errors import TreeringError
-
-DEFAULT_RULE = "evidence"
-"""Measured best of those that need no fitting (docs/rules.md)."""
 
 
 def compose(
@@ -71,13 +68,14 @@ def compose(
         if fingerprint := substrates[name]:
             weights.setdefault(f"substrates.{substrate_key(fingerprint)}.weight", backbone.embedding(expert).weight)
         weights |= {f"experts.{name}.{key}": value for key, value in own_tensors(expert).items()}
-    composed.load_state_dict(weights, assign=True)
+        composed.experts[name].set_attn_implementation(expert.config._attn_implementation)
+    composed.load_state_dict({key: value.detach() for key, value in weights.items()}, assign=True)
     composed.tie_weights()
     return composed.eval().use(rule_name)
 
 
 def describe(
-    records: Sequence[Mapping[str, Any]], rule_name: str = "mean", fusion: Mapping[str, Any] | None = None
+    records: Sequence[Mapping[str, Any]], rule_name: str = DEFAULT_RULE, fusion: Mapping[str, Any] | None = None
 ) -> CompositionConfig:
     """The configuration of a composition, which follows from its experts' records, its rule, and what was fitted.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import create_repo
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from treering import backbone
 from treering.composition.caches import lay_out, views
 from treering.composition.configuration import CompositionConfig, expert_config
-from treering.composition.layout import fitted, shards, substrate_key, write_description, write_shard
+from treering.composition.layout import expert_file, fitted, shards, substrate_key, write_description, write_shard
 from treering.composition.reader import Reader, Text, is_known
 from treering.composition.rules import (
     Need,
@@ -36,9 +37,20 @@ from treering.composition.rules import (
     precise,
     rule,
 )
+from treering.composition.saving import precision, require_plain, require_size, stored
 from treering.composition.schedule import read_on
 from treering.composition.transcript import Transcript
 from treering.errors import TreeringError
+
+
+class Fusion(nn.ParameterDict):
+    """What was fitted on top of the experts, by name; a call lets accelerate fetch what it has put elsewhere."""
+
+    __call__ = nn.Module.__call__
+
+    def forward(self) -> dict[str, Tensor]:
+        """All of it."""
+        return dict(self.items())
 
 
 class ComposedModel(PreTrainedModel, GenerationMixin):
@@ -64,13 +76,16 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
     _supports_attention_backend = True
 
     def __init__(self, config: CompositionConfig) -> None:
+        attention = config._attn_implementation
         super().__init__(config)
+        config._attn_implementation = attention  # the experts' alone: a composition has none, whose default would count
+        asked = {"attn_implementation": attention} if attention else {}
         self.substrates = nn.ModuleDict()
         self.experts = nn.ModuleDict()
-        self.fusion = nn.ParameterDict()
+        self.fusion = Fusion()
         for record in config.experts:
             # Loading chooses the precision, not what the expert was once stored in.
-            expert = AutoModelForCausalLM.from_config(expert_config(record), dtype=torch.get_default_dtype())
+            expert = AutoModelForCausalLM.from_config(expert_config(record), dtype=torch.get_default_dtype(), **asked)
             if record["substrate"]:
                 matrix = nn.Embedding(expert.config.vocab_size, expert.config.hidden_size)
                 self.substrates[substrate_key(record["substrate"])] = matrix
@@ -79,9 +94,12 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         self.rule: Rule = rule(config.rule)
         if config.fusion:
             self._add_fusion()
+        self._freeze()
         self.post_init()
-        # transformers asks only its models' own children what they tie; the experts lie one level deeper.
+        # transformers asks only its models' own children of what they know; the experts lie one level deeper.
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        for known in ("_no_split_modules", "_skip_keys_device_placement", "_keep_in_fp32_modules_strict"):
+            setattr(self, known, getattr(self, known).union(*(getattr(e, known) for _, e in self.named_experts())))
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing is ever initialised here: every weight comes from an expert, a substrate or a fit."""
@@ -102,7 +120,17 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
     @property
     def prior(self) -> Tensor:
         """Log-weights of the experts before any text [expert], normalised."""
-        return _log_prior(tuple(float(record["weight"]) for record in self.config.experts), self.device)
+        return _log_prior(self._weights, self.device)
+
+    @property
+    def _weights(self) -> tuple[float, ...]:
+        return tuple(float(record["weight"]) for record in self.config.experts)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first parameter with numbers; one that accelerate keeps elsewhere until it is used has none."""
+        found = [parameter.device for parameter in self.parameters()]
+        return next((device for device in found if device.type != "meta"), found[0])
 
     def use(self, spec: str) -> ComposedModel:
         """Join by another rule from now on, as `treering.composition.rules.rule` reads it; returns the model.
@@ -128,7 +156,13 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         """Give what the configuration says was fitted its parameters, at their start."""
         for name in fitted(self.config.fusion):
             if name not in self.fusion:
-                self.fusion[name] = nn.Parameter(self.fusion_start(name), requires_grad=False)
+                self.fusion[name] = nn.Parameter(self.fusion_start(name))
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Let training leave substrates, whose fingerprints would be wrong then, and what was fitted as they are."""
+        self.substrates.requires_grad_(False)
+        self.fusion.requires_grad_(False)
 
     def fusion_start(self, name: str) -> Tensor:
         """What a ``gate`` or an ``adapter`` is before anything was fitted: see `gate_start`, `adapter_start`."""
@@ -149,9 +183,12 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Joined logits [batch, position, vocab] of the next token, and with ``labels`` [batch, position] their loss.
 
         ``past_key_values`` holds the layers of all experts one after the other, and before them the `Transcript` where
@@ -159,8 +196,16 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         decoding) works on the composition as on any model.
 
         Raises:
-            TreeringError: the rule weighs tokens and only their embeddings were given, or another rule began the cache.
+            TreeringError: the rule weighs tokens and only their embeddings were given, another rule began the cache, or
+                hidden states or attentions were asked for, which only single experts have.
         """
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        for name, wanted in asked.items():
+            if getattr(self.config, name) if wanted is None else wanted:
+                raise TreeringError(
+                    f"A composition has no layers of its own that {name} could give. Ask an expert: "
+                    f"model.experts[NAME](…, {name}=True), or model.read(input_ids, hidden=True) for all final states."
+                )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         text = Text(input_ids, inputs_embeds, attention_mask, position_ids)
@@ -171,7 +216,9 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         if transcript is not None and joined.evidence is not None:
             transcript.weights[..., -joined.evidence.shape[-1] :] = joined.evidence
         loss = None if labels is None else ForCausalLMLoss(joined.logits, labels, self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=joined.logits, past_key_values=past_key_values)
+        output = CausalLMOutputWithPast(loss=loss, logits=joined.logits, past_key_values=past_key_values)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
@@ -208,7 +255,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         kept: slice | Tensor,
     ) -> tuple[Any, Reading]:
         """Let the experts read on, as many of them as the rule needs, and say what they made of it."""
-        prior = self.prior
+        prior = _log_prior(self._weights, text.device)
         if transcript is None:
             finals = [reader.final(text)[:, kept] for reader in readers]
             heard = zip(readers, finals, strict=True)
@@ -224,7 +271,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
                 "kept": slice(kept.start + again, None) if isinstance(kept, slice) else kept + again,
             }
         hidden = torch.cat(finals, -1) if "hidden" in chosen.needs else None
-        reading = Reading(prior, hidden=hidden, fusion=dict(self.fusion.items()), **seen)
+        reading = Reading(prior, hidden=hidden, fusion=self.fusion(), **seen)
         return torch.stack(logits) if logits else None, reading
 
     def _readers(self, cache: Cache | None, chosen: Rule) -> tuple[Transcript | None, list[Reader]]:
@@ -247,23 +294,77 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         widths = [backbone.head(reader.model).in_features for reader in readers]
         return torch.stack([reader.logits(own) for reader, own in zip(readers, hidden.split(widths, -1), strict=True)])
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a composition as transformers does, and freeze again what it lets train."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()
+        return loaded
+
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | os.PathLike[str], **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str | None = None,
+        variant: str | None = None,
+        token: str | bool | None = None,
+        save_peft_format: bool = True,
+        save_original_format: bool = True,
+        distributed_checkpoint: bool = False,
+        **hub: Any,
     ) -> None:
-        """Write the configuration and one shard for each substrate, expert and fit, with Hugging Face's index."""
+        """Write the configuration and one shard for each substrate, expert and fit, with Hugging Face's index.
+
+        Args:
+            is_main_process: whether this process writes.
+            state_dict: the tensors to write instead of the model's own; with the same names and shapes.
+            push_to_hub: also upload it, to ``repo_id`` (the directory's name by default); ``token`` and ``hub`` are
+                what else the method of that name takes.
+            max_shard_size: of a shard; none is divided.
+            save_peft_format, save_original_format: there is but one format.
+
+        Raises:
+            TreeringError: a shard is larger than allowed, ``state_dict`` is not of this composition, or a ``variant``
+                or a ``distributed_checkpoint`` was asked for.
+        """
+        require_plain({"variant": variant, "distributed_checkpoint": distributed_checkpoint})
+        if not push_to_hub:
+            require_plain(hub)
+        if not is_main_process:
+            return
         directory = Path(save_directory)
+        shards = self.shards(state_dict)
+        require_size(shards, max_shard_size)
         directory.mkdir(parents=True, exist_ok=True)
-        for record, (_, expert) in zip(self.config.experts, self.named_experts(), strict=True):
-            record["config"]["dtype"] = str(expert.dtype).removeprefix("torch.")
-        for file, tensors in self.shards().items():
+        before = self._get_files_timestamps(directory)
+        for record in self.config.experts:
+            record["config"]["dtype"] = precision(shards[expert_file(record["name"])])
+        for file, tensors in shards.items():
             write_shard(tensors, directory / file)
         self.generation_config.save_pretrained(directory)
         write_description(self.config, directory)
+        if push_to_hub:
+            self._upload(directory, before, token, **hub)
 
-    def shards(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors to be stored, by file."""
-        tied = self.all_tied_weights_keys
-        return shards({name: tensor for name, tensor in self.state_dict().items() if name not in tied})
+    def _upload(
+        self,
+        directory: Path,
+        before: dict[str, float],
+        token: str | bool | None,
+        repo_id: str | None = None,
+        **hub: Any,
+    ) -> None:
+        """Upload the files of a directory that are newer than ``before`` says, as transformers does."""
+        commit = {"commit_message", "commit_description", "create_pr", "revision"}
+        own = {name: hub.pop(name) for name in commit & hub.keys()}
+        repository = create_repo(repo_id or directory.name, token=token, exist_ok=True, **hub).repo_id
+        self._upload_modified_files(directory, repository, before, token=token, **own)
+
+    def shards(self, state: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
+        """The tensors to be stored by file: the model's own, or those of ``state``."""
+        return shards(stored(self, state))
 
 
 @lru_cache
