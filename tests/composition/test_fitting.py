@@ -81,3 +81,18 @@ def test_the_default_budget_is_a_hundredth_of_the_experts_tokens(experts, tokeni
 def test_a_rule_without_anything_to_learn_is_refused(experts, tokenizer, texts):
     with pytest.raises(TreeringError, match="nothing to fit"):
         fit(compose(experts), tokenizer, texts, "evidence")
+
+
+def test_a_weight_however_small_stays_one(experts, tokenizer, texts):
+    """A hopeless expert keeps what little it is worth: at 0 it would be out of every evidence, for ever."""
+    hopeless = copy.deepcopy(experts["a"])
+    with torch.no_grad():
+        hopeless.gpt_neox.final_layer_norm.bias += 1
+        hopeless.lm_head.weight[0] = 1  # it writes padding, whatever it reads
+    model = compose({"a": experts["a"], "b": hopeless})
+    fit(model, tokenizer, texts, "weighted")
+    first, second = (record["weight"] for record in model.config.experts)
+    assert 0 < second < 1e-5
+    assert second != round(second, 6)
+    assert first + second == pytest.approx(1, abs=1e-12)
+    assert model.prior.exp().tolist() == pytest.approx([first, second], rel=1e-12)

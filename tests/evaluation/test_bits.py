@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from treering.composition import ComposedModel, compose
 from treering.errors import TreeringError
 from treering.evaluation import bits, document_losses, uniform_losses
 from treering.evaluation.bits import DocumentLosses, paired_change, resampled_ratios
@@ -109,3 +110,43 @@ def test_a_tokenizer_without_a_separator_is_said_so(expert, tokenizer):
     bare.eos_token = None
     with pytest.raises(TreeringError, match="no end-of-text token"):
         document_losses(expert(4), bare, ["x"])
+
+
+def test_resamples_drawn_in_pieces_are_those_drawn_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    nats, sizes = rng.random(50), rng.integers(1, 100, 50)
+    counts = np.random.default_rng(3).multinomial(50, np.full(50, 1 / 50), size=2000)
+    at_once = resampled_ratios(nats, sizes, seed=3)
+    np.testing.assert_allclose(at_once, (counts @ nats) / (counts @ sizes), rtol=1e-14)
+    held = []
+    draw = np.random.Generator.multinomial
+
+    class Watched:
+        def __init__(self, seed):
+            self.own = np.random.Generator(np.random.PCG64(seed))
+
+        def multinomial(self, *args, **options):
+            held.append(draw(self.own, *args, **options))
+            return held[-1]
+
+    monkeypatch.setattr(bits.np.random, "default_rng", Watched)
+    monkeypatch.setattr(bits, "DRAWN_AT_ONCE", 50 * 300)
+    np.testing.assert_array_equal(resampled_ratios(nats, sizes, seed=3), at_once)
+    assert max(counts.size for counts in held) <= 50 * 300
+
+
+def test_a_composition_reads_as_many_logits_at_once_as_one_model(expert, tokenizer, pages, monkeypatch):
+    joined = compose({"a": expert(1), "b": expert(2), "c": expert(3)})
+    texts, budget, seen = pages["zh"][:4], 700 * 97 * 6, []
+    expected = document_losses(joined, tokenizer, texts)
+    monkeypatch.setattr(bits, "LOGITS_AT_ONCE", budget)
+    forward = ComposedModel.forward
+
+    def watched(self, input_ids, **options):
+        seen.append(3 * input_ids.numel() * 700)
+        return forward(self, input_ids, **options)
+
+    monkeypatch.setattr(ComposedModel, "forward", watched)
+    losses = document_losses(joined, tokenizer, texts)
+    assert max(seen) <= budget
+    np.testing.assert_allclose(losses.nats, expected.nats, rtol=1e-5)

@@ -217,7 +217,7 @@ def _fit_weights(model: ComposedModel, chosen: Rule, examples: _Examples, consol
 
     measured = _minimise(scores, loss, lambda: scores.new_zeros(()), examples, _at_once(model), console)
     for record, weight in zip(model.config.experts, scores.detach().softmax(0).tolist(), strict=True):
-        record["weight"] = round(weight, 6)
+        record["weight"] = weight
     return measured
 
 

@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from treering.composition import ComposedModel
 from treering.corpus import Window, windows
 from treering.errors import TreeringError
 from treering.tokenizer import encode, separator
 from treering.training.loss import log_likelihood
 
 LOGITS_AT_ONCE = 2**25
-"""Logits per forward pass (tokens × vocabulary): 128 MiB in float32."""
+"""Logits per forward pass (tokens × vocabulary, times experts): 128 MiB in float32."""
+
+DRAWN_AT_ONCE = 2**22
+"""How often each document was drawn (documents × resamples) that is held at once: 32 MiB."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,12 @@ def resampled_ratios(numerator: np.ndarray, denominator: np.ndarray, seed: int, 
     The same seed draws the same documents, so that two models' ratios may be subtracted pair by pair.
     """
     documents = len(numerator)
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(documents, np.full(documents, 1 / documents), size=resamples)
-    return (counts @ numerator) / (counts @ denominator)
+    rng, odds = np.random.default_rng(seed), np.full(documents, 1 / documents)
+    ratios, at_once = [], max(1, DRAWN_AT_ONCE // documents)
+    for done in range(0, resamples, at_once):
+        counts = rng.multinomial(documents, odds, size=min(at_once, resamples - done))
+        ratios.append((counts @ numerator) / (counts @ denominator))
+    return np.concatenate(ratios)
 
 
 def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> DocumentLosses:
@@ -94,7 +101,7 @@ def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
         TreeringError: there is no text, or only empty ones.
     """
 
-    return losses_by(own_surprise(model), model, tokenizer, texts, LOGITS_AT_ONCE)[0]
+    return losses_by(own_surprise(model), model, tokenizer, texts)[0]
 
 
 def own_surprise(model: PreTrainedModel) -> Callable[[Tensor, Tensor], Tensor]:
@@ -111,13 +118,11 @@ def losses_by(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[str],
-    logits_at_once: int,
 ) -> list[DocumentLosses]:
     """Losses of each text under one or more ways to predict with ``model``, measured together; see `document_losses`.
 
     Args:
         surprise: from input and target IDs [batch, position], nats [way, batch, position].
-        logits_at_once: how many (tokens × vocabulary) one call of ``surprise`` may make.
 
     Raises:
         TreeringError: there is no text, or only empty ones.
@@ -126,7 +131,7 @@ def losses_by(
     if not texts:
         raise TreeringError("There is no text to measure on.")
     cut = windows(encode(tokenizer, texts), separator(tokenizer), model.config.max_position_embeddings)
-    nats = window_losses(surprise, model, cut, len(texts), logits_at_once)
+    nats = window_losses(surprise, model, cut, len(texts))
     sizes = np.array([len(text.encode()) for text in texts])
     return [DocumentLosses(total, sizes) for total in nats]
 
@@ -137,10 +142,10 @@ def window_losses(
     model: PreTrainedModel,
     cut: Iterable[Window],
     documents: int,
-    logits_at_once: int,
 ) -> list[np.ndarray]:
     """Nats [document] of the scored tokens of windows, for each way to predict; see `losses_by`."""
-    at_once = max(1, logits_at_once // model.config.vocab_size)
+    speakers = len(model.config.experts) if isinstance(model, ComposedModel) else 1
+    at_once = max(1, LOGITS_AT_ONCE // (model.config.vocab_size * speakers))
     nats: list[np.ndarray] = []
     was_training = model.training
     model.eval()

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.corpus import Window
 from treering.errors import TreeringError
-from treering.evaluation.bits import LOGITS_AT_ONCE, document_losses, own_surprise, resampled_ratios, window_losses
+from treering.evaluation.bits import document_losses, own_surprise, resampled_ratios, window_losses
 from treering.tokenizer import encode, separator
 
 CHOICES = 4
@@ -108,7 +108,7 @@ def choose(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions
     for index, ids in enumerate(encode(tokenizer, choices)):
         before = [start, *contexts[index // CHOICES]][-(limit - len(ids)) :] if len(ids) < limit else [start]
         cut.append(Window(index, [*before, *ids][:limit], len(before)))
-    (nats,) = window_losses(own_surprise(model), model, cut, len(choices), LOGITS_AT_ONCE)
+    (nats,) = window_losses(own_surprise(model), model, cut, len(choices))
     sizes = np.array([len(choice.encode()) for choice in choices])
     return (nats / sizes).reshape(-1, CHOICES).argmin(1)
 

@@ -17,7 +17,6 @@ from treering.composition import ComposedModel, require_fitted, rule
 from treering.corpus import load_held_out
 from treering.errors import TreeringError
 from treering.evaluation.bits import (
-    LOGITS_AT_ONCE,
     DocumentLosses,
     losses_by,
     paired_change,
@@ -72,7 +71,7 @@ def composition_losses(
         joined = [log_likelihood(each(logits, reading).logits, targets) for each in chosen]
         return -torch.stack([*log_likelihood(logits, targets), *joined])
 
-    measured = losses_by(surprise, model, tokenizer, texts, LOGITS_AT_ONCE // len(names))
+    measured = losses_by(surprise, model, tokenizer, texts)
     best = np.min([losses.nats for losses in measured[: len(names)]], axis=0)
     return dict(zip([*names, *rules], measured, strict=True)) | {ORACLE: DocumentLosses(best, measured[0].bytes)}
 
