@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoXForCausalLM, set_seed
 
 from treering import backbone
 from treering import tokenizer as tokenizers
@@ -422,6 +422,17 @@ def test_blocks_that_cannot_be_tied_are_told_before_anything_runs(foreign, corpu
     wrong = Plan(stages=(Stage(new="3", share=0.5), Stage(new="4", train="1,4", tied=1, share=0.5)))
     with pytest.raises(TreeringError, match=r"Block 4 \(full_attention\) .* block 1 \(sliding_attention\)"):
         survey(foreign("qwen3"), corpus, wrong, settings)
+
+
+def test_a_family_that_is_not_supported_is_refused_before_anything_is_touched(growing, tokenizer, settings, tmp_path):
+    model = AutoModelForCausalLM.from_config(
+        BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2)
+    )
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(TreeringError, match="Models of family 'bloom' are not supported"):
+        growing(model, tmp_path / "out", stacked(3), settings)
+    assert not list(tmp_path.iterdir())
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_too_few_tokens_for_a_stage(fresh, corpus, settings):

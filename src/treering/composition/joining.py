@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from treering import backbone
 from treering.backbone import Standing
+from treering.composition.adapters import merged
 from treering.composition.configuration import CompositionConfig, expert_config
 from treering.composition.layout import substrate_key
 from treering.composition.model import ComposedModel
@@ -31,7 +32,7 @@ def compose(
     """Join experts that stand on one frozen substrate, or at least share a vocabulary.
 
     Args:
-        experts: models by name.
+        experts: models by name; a PEFT adapter's is merged with it, in a copy.
         rule_name: how their distributions are joined, as `treering.composition.rules.rule` reads it.
         records: by expert's name, what else its record in the configuration shall say (weight, origin, licence …).
         across_substrates: allow experts on different substrates, and models that Treering did not dock. All that
@@ -39,14 +40,16 @@ def compose(
             their configuration, the caller must know that.
 
     Raises:
-        TreeringError: no expert, a name that cannot be a file's, a composition as an expert, one that keeps no keys and
-            values, a rule that does not fit, weights that are no prior; experts on different tokenizers; and unless
-            ``across_substrates``: an expert that Treering did not dock, experts on different substrates (both
-            fingerprints are named), or a substrate that was trained, which no fingerprint stands for.
+        TreeringError: no expert, a name that cannot be a file's, an adapter that cannot be merged, a composition as an
+            expert, one that keeps no keys and values, a rule that does not fit, weights that are no prior; experts on
+            different tokenizers; and unless ``across_substrates``: an expert that Treering did not dock, experts on
+            different substrates (both fingerprints are named), or a substrate that was trained, which no fingerprint
+            stands for.
     """
     rule(rule_name)
     if not experts:
         raise TreeringError("A composition needs at least one expert.")
+    experts = {name: merged(name, expert) for name, expert in experts.items()}
     for name, expert in experts.items():
         _require_name(name)
         require_single(name, expert)

@@ -105,10 +105,12 @@ def grow(
         origin: what the run was made from; runs with another never share checkpoints.
 
     Raises:
-        TreeringError: the plan does not fit the model or exceeds its budget, LoRA's targets are not there, the corpus
-            does not fit the model, the output exists, another run's unfinished one stands in the way, the disk is full.
+        TreeringError: the family is not supported, the plan does not fit the model or exceeds its budget, LoRA's
+            targets are not there, the corpus does not fit the model, the output exists, another run's unfinished one
+            stands in the way, the disk is full.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
     """
+    backbone.family(model.config)  # an unknown one is refused before anything else is asked of it
     output, console = require_new(output), console or Console()
     place = output.with_name(output.name + ".unfinished")
     require_fit(model, corpus, tokenizer)
