@@ -6,17 +6,20 @@
     python benchmarks/composition.py start  --demo runs/demo    # where in a page a rule loses against its expert
     python benchmarks/composition.py decode --demo runs/demo    # time of cached decoding
     python benchmarks/composition.py memory                     # peak memory, where a substrate is a large part
+    python benchmarks/composition.py bound                      # what rounding takes evidence above its bound
 
-Needs a finished ``treering demo``. ``train`` makes, beside it in DEMO-yardsticks: an English-only expert as a third;
-one model of an expert's size and one of the composition's total size, each trained on the pooled corpora for as many
-tokens as both experts together. ``table`` fits the rules that can be, on the pages set apart (at most 1% of the
-experts' tokens), and measures everything on the held-out pages.
+All but the last two need a finished ``treering demo``. ``train`` makes, beside it in DEMO-yardsticks: an English-only
+expert as a third; one model of an expert's size and one of the composition's total size, each trained on the pooled
+corpora for as many tokens as both experts together. ``table`` fits the rules that can be, on the pages set apart (at
+most 1% of the experts' tokens), and measures everything on the held-out pages.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -30,11 +33,12 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoModelForCausalLM
 
 from treering import substrate as substrates
 from treering import tokenizer as tokenizers
 from treering.backbone import Preset, dock, gpt_neox
-from treering.composition import compose_directories, fit, load_model, rule
+from treering.composition import compose, compose_directories, fit, load_model, rule
 from treering.corpus import Source, prepare, training_texts, windows
 from treering.evaluation import (
     DocumentLosses,
@@ -259,21 +263,69 @@ def _peak(directories: list[Path]) -> tuple[float, float]:
     return int(status["VmHWM"].split()[0]) / 2**10, stored / 2**20
 
 
+@torch.no_grad()
+def bound(console: Console, experts: int = 2, vocabulary: int = 512) -> None:
+    """How far long random texts cost a mixture more than its bound, with untrained experts of several confidences.
+
+    Losses are sums in float64 over the logits that models return: of each expert as plain transformers runs it, and of
+    the composition. ``exact`` is the mixture of the plain experts, token by token in float64.
+    """
+    switch = 0.001
+    result = Table(
+        "rule", "experts in", "tokens", "largest excess over the bound, nats", "largest |loss − exact|", box=None
+    )
+    for dtype, length in itertools.product((torch.float32, torch.bfloat16), (2_048, 32_768)):
+        found: dict[str, list[tuple[float, float]]] = {"evidence": [], f"evidence:switch={switch}": []}
+        for seed, spread in enumerate((0.02, 0.02, 0.05, 0.1, 0.3)):
+            config = gpt_neox(Preset(1, 64, 2, vocabulary, context=length))
+            config.initializer_range = spread
+            models = {}
+            for number in range(experts):
+                torch.manual_seed(experts * seed + number)
+                models[f"e{number}"] = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+            ids = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(seed))
+            said = torch.stack([_said(model, ids) for model in models.values()])
+            for spec, measured in found.items():
+                loss = -_said(compose(models, spec, across_substrates=True), ids).sum().item()
+                own, rate = -said.sum(1).max().item(), switch if "switch" in spec else 0.0
+                most = own + math.log(experts) - (length - 2) * math.log1p(-rate)
+                measured.append((loss - most, abs(loss - _mixture(said, rate))))
+        for spec, measured in found.items():
+            excess, off = (max(values) for values in zip(*measured, strict=True))
+            result.add_row(spec, str(dtype).removeprefix("torch."), f"{length:,}", f"{excess:.1e}", f"{off:.1e}")
+    console.print(result)
+
+
+def _said(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities in float64 that a model's logits give to every token but the first."""
+    parts = zip(model(ids, use_cache=False).logits[0, :-1].split(1024), ids[0, 1:].split(1024), strict=True)
+    return torch.cat([logits.double().log_softmax(-1).gather(1, own[:, None])[:, 0] for logits, own in parts])
+
+
+def _mixture(said: torch.Tensor, switch: float) -> float:
+    """Nats of a text under the mixture whose weights are the posterior, from what experts said [expert, token]."""
+    weights, nats = np.full(len(said), 1 / len(said)), 0.0
+    for token in said.exp().T.numpy():
+        nats -= math.log(weights @ token)
+        weights = (1 - switch) * weights * token / (weights @ token) + switch / len(said)
+    return nats
+
+
 def yardsticks(demo: Path) -> Path:
     return demo.with_name(demo.name + "-yardsticks")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table", "pooled", "start", "decode", "memory"))
+    parser.add_argument("what", choices=("train", "table", "pooled", "start", "decode", "memory", "bound"))
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
     parser.add_argument("--experts", nargs="+", default=["ru", "zh"], help="of the table; en is the third")
     options = parser.parse_args()
     console = Console(width=max(240, shutil.get_terminal_size().columns), highlight=False)
     if options.what == "table":
         table(options.demo, console, options.experts)
-    elif options.what == "memory":
-        memory(console)
+    elif options.what in ("memory", "bound"):
+        {"memory": memory, "bound": bound}[options.what](console)
     else:
         {"train": train, "pooled": pooled, "start": start, "decode": decode}[options.what](options.demo, console)
 
