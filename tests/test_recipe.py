@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from treering.corpus import CorpusRecipe, Source
 from treering.errors import TreeringError
 from treering.growth import GrowthRecipe
+from treering.growth.study import StudyRecipe
 from treering.recipe import check_recipe, load_recipe
 from treering.training import ExpertRecipe
 
@@ -101,3 +105,94 @@ def test_not_utf8(tmp_path):
 def test_values_from_python_are_checked_the_same_way():
     with pytest.raises(TreeringError, match=r"demo: training: value error, give either tokens or epochs"):
         check_recipe({"substrate": "s", "data": "d", "output": "o", "training": {}}, ExpertRecipe, "demo")
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ("betas: [1, 1]", "training.betas.0: input should be less than 1"),
+        ("betas: [-0.1, 0.9]", "training.betas.0: input should be greater than or equal to 0"),
+        ("epochs: .inf", "training.epochs: input should be a finite number (got inf)"),
+        ("epochs: 1e400", "training.epochs: input should be a finite number"),
+        ("epochs: 1.0e+300", "training.epochs: input should be less than or equal to 1000000"),
+        ("learning_rate: .nan", "training.learning_rate: input should be a finite number (got nan)"),
+        ("weight_decay: .inf", "training.weight_decay: input should be a finite number"),
+        ("seed: -1", "training.seed: input should be greater than or equal to 0 (got -1)"),
+        ("seed: 4294967295", "training.seed: input should be less than"),
+        ("seed: 2024-01-31", "training.seed: input should be a valid integer"),
+        ("tokens: 9000000000000000000", "training.tokens: input should be less than or equal to"),
+        ("evaluations: 9000000000000000000", "training.evaluations: input should be less than or equal to"),
+        ("{epochs: 1}: 2", "the name of a field must be text"),
+        ("tokens: 1\n  tokens: 2", "tokens stands here again, after line 9"),
+        ("precision: !!bool x", "'x' is not bool"),
+    ],
+)
+def test_settings_that_no_run_can_take_are_told_before_it(tmp_path, training, expected):
+    path = write(
+        tmp_path, GOOD.replace("  tokens: 1_000_000\n  learning_rate: 1.0e-3", f"  batch_tokens: 8\n\n  {training}")
+    )
+    with pytest.raises(TreeringError) as error:
+        load_recipe(path, ExpertRecipe)
+    line = 10 if "again" in expected else 9
+    assert f"{path}:{line}: {expected}" in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["layers", "d_model", "heads", "context"])
+def test_sizes_beyond_any_machine_are_told(tmp_path, field):
+    path = write(tmp_path, GOOD.replace("preset: tiny", f"{field}: 1000000000000"))
+    with pytest.raises(TreeringError, match=f":5: backbone.{field}: input should be less than or equal to"):
+        load_recipe(path, ExpertRecipe)
+
+
+@pytest.mark.parametrize(
+    ("schema", "values", "expected"),
+    [
+        (GrowthRecipe, {"plan": {"way": "copied", "depth": 10**9}}, "plan.depth: input should be less than or equal"),
+        (
+            GrowthRecipe,
+            {"plan": {"stages": [{"new": "1-99999999999", "share": 1}]}},
+            "a stack has 1,000 blocks at most",
+        ),
+        (GrowthRecipe, {"plan": {"stages": [{"new": [10**12], "share": 1}]}}, "plan.stages.0.new.0: input should be"),
+        (StudyRecipe, {"plan": "paper-6", "tokenizer": "t", "seeds": [-1]}, "seeds.0: input should be greater"),
+        (
+            StudyRecipe,
+            {"plan": "paper-6", "tokenizer": "t", "more": {"x": {"stages": [], "y": 1}}},
+            "more.x.y: there is no",
+        ),
+        (CorpusRecipe, {"seed": 2**64}, "seed: input should be less than"),
+        (Source, {"path": "a", "weight": float("inf")}, "weight: input should be a finite number"),
+        (Source, {"path": "a", "weight": 1e-320}, "weight: input should be greater than or equal to"),
+        (Source, {"path": "a", "part": "1/" + "9" * 400}, 'a part is written "1/2"'),
+        (Source, {"path": "a", "limit": 2**70}, "limit: input should be"),
+    ],
+)
+def test_numbers_beyond_use_are_told(schema, values, expected):
+    with pytest.raises(TreeringError) as error:
+        check_recipe({"substrate": "s", "data": "d", "output": "o"} | values, schema, "here")
+    assert expected in str(error.value)
+
+
+def test_what_is_no_file(tmp_path):
+    with pytest.raises(TreeringError, match="is no file"):
+        load_recipe(tmp_path, ExpertRecipe)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TreeringError, match="is no file"):
+        load_recipe(tmp_path / "pipe", ExpertRecipe)
+    (tmp_path / "large").write_bytes(b"#" * 2**20)
+    with pytest.raises(TreeringError, match="larger than 256 KiB"):
+        load_recipe(tmp_path / "large", ExpertRecipe)
+    (tmp_path / "binary").write_bytes(b"\x7fELF\x02\x01\x01\x00")
+    with pytest.raises(TreeringError, match=r"binary:1: not valid YAML: the character U\+007F"):
+        load_recipe(tmp_path / "binary", ExpertRecipe)
+
+
+def test_messages_are_short_and_harmless(tmp_path):
+    path = write(tmp_path, GOOD + "x" * 900 + ": 1\n" + "".join(f"a{n}: 1\n" for n in range(500)))
+    with pytest.raises(TreeringError) as error:
+        load_recipe(path, ExpertRecipe)
+    assert len(str(error.value).splitlines()) == 21
+    assert len(str(error.value)) < 5_000
+    with pytest.raises(TreeringError) as error:
+        load_recipe(write(tmp_path, GOOD + '"\\u202e\\u2066": 1\n'), ExpertRecipe)
+    assert r"\u202e\u2066" in str(error.value)

@@ -6,23 +6,35 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from treering.errors import TreeringError
+from treering.plain_yaml import parse
+from treering.reading import printable
 
 TAG = "#"
 """Begins the tags of unions in recipes, so that they are told from fields."""
 
+MOST_BYTES = 2**18
+"""Of a recipe's file."""
+
+MOST_FAULTS = 20
+"""That are listed at once."""
+
 
 class Schema(BaseModel):
-    """Base of everything a recipe may hold: unknown fields are errors, values do not change afterwards."""
+    """Base of everything a recipe may hold: unknown fields are errors, numbers finite, values do not change later."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""A seed that every library takes, with room for those that follow from it."""
 
 Recipe = TypeVar("Recipe", bound=Schema)
 
@@ -36,17 +48,7 @@ def load_recipe(
         TreeringError: the file is missing, is not YAML, or does not fit; every fault is listed with its line.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise TreeringError(f"There is no recipe {path}.") from None
-    except UnicodeDecodeError as error:
-        raise TreeringError(f"{path} is not UTF-8 text (byte {error.start}).") from None
-    try:
-        node = yaml.compose(text)
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise TreeringError(f"{path} is not valid YAML: {error}") from None
+    values, node = parse(_read(path), f"{path}")
     if not isinstance(values, dict):
         raise TreeringError(f"{path} must hold fields (name: value), but it is a {type(values).__name__}.")
     values |= {name: value for name, value in (overrides or {}).items() if value is not None}
@@ -58,13 +60,29 @@ def check_recipe(values: Mapping[str, Any], schema: type[Recipe], origin: str) -
     return _validate(schema, dict(values), origin, None)
 
 
+def _read(path: Path) -> str:
+    if not path.exists():
+        raise TreeringError(f"There is no recipe {path}.")
+    if not path.is_file():
+        raise TreeringError(f"{path} is no file; give the YAML file of the recipe.")
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise TreeringError(f"{path} is larger than {MOST_BYTES >> 10} KiB, which no recipe is.")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TreeringError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+
+
 def _validate(schema: type[Recipe], values: dict[str, Any], origin: str, node: yaml.Node | None) -> Recipe:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        details = error.errors()
+        details = error.errors()[: 50 * MOST_FAULTS]
         faults = [_fault(schema, detail, origin, node) for detail in details if not _follows(detail, details)]
-        raise TreeringError("\n".join(faults)) from None
+        more = [f"… and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+        raise TreeringError("\n".join(faults[:MOST_FAULTS] + more)) from None
 
 
 def _follows(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
@@ -79,18 +97,18 @@ def _fault(schema: type[BaseModel], detail: ErrorDetails, origin: str, node: yam
     location = tuple(part for part in detail["loc"] if not _is_tag(part))
     line = _line_of(node, location)
     where = f"{origin}:{line}" if line else origin
-    field = ".".join(str(part) for part in location)
-    message = detail["msg"][:1].lower() + detail["msg"][1:]
+    field = printable(".".join(str(part) for part in location))
+    message = printable(detail["msg"][:1].lower() + detail["msg"][1:], 1_000)
     if detail["type"] == "extra_forbidden":
         known = _fields_at(schema, detail["loc"][:-1])
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        close = difflib.get_close_matches(str(location[-1])[:100], known, n=1)
         message = "there is no such field" + (
-            f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+            f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}" if known else ""
         )
     elif detail["type"] == "missing":
         message = "this field is required"
     else:
-        message += f" (got {detail['input']!r})"
+        message += f" (got {printable(repr(detail['input']))})"
     return f"{where}: {field}: {message}"
 
 
@@ -109,15 +127,16 @@ def _fields_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list
                 (kind[0] for kind in kinds if any(part == getattr(m, "tag", "") for m in kind)), annotation
             )
         elif isinstance(part, str):
-            field = _model_in(annotation).model_fields.get(part)
+            field = _fields_of(annotation).get(part)
             annotation = field.annotation if field else annotation
-    return list(_model_in(annotation).model_fields)
+    return list(_fields_of(annotation))
 
 
-def _model_in(annotation: Any) -> type[BaseModel]:
-    """The schema that an annotation holds: ``Stage`` of ``tuple[Stage, ...]``, ``Lora`` of ``Lora | None``."""
+def _fields_of(annotation: Any) -> dict[str, FieldInfo]:
+    """Those of the schema that an annotation holds: ``Stage`` of ``tuple[Stage, ...]``, ``Lora`` of ``Lora | None``."""
     candidates = (annotation, *get_args(annotation))
-    return next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    found = (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return next((schema.model_fields for schema in found), {})
 
 
 def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int | None:

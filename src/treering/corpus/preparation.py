@@ -46,7 +46,7 @@ from treering.corpus.streams import Receipt
 from treering.corpus.tokenising import tokenise
 from treering.errors import TreeringError
 from treering.output import explain_full_disk, staged_directory
-from treering.recipe import Schema
+from treering.recipe import Schema, Seed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +64,7 @@ class CorpusRecipe(Schema):
     validation: float = Field(default=0.05, description="share of the documents to hold out")
     calibration: float = Field(default=0.0, description="share of the documents to hold out for calibration")
     mix: Mix = Field(default="subsample", description="how weights are reached")
-    seed: int = Field(default=0, ge=0, description="of the order of documents")
+    seed: Seed = Field(default=0, description="of the order of documents")
     duplicate_bytes: int = Field(
         default=DUPLICATE_BYTES, ge=0, description="shortest paragraph cut out of training if held out; 0 cuts none"
     )

@@ -40,9 +40,9 @@ class Source(Schema):
 
     path: str = Field(description="file, directory, glob, URL, embedded:ru|zh|en, or hub:owner/name")
     name: str = Field(default="", description="label in tables and weights; by default from the file name")
-    weight: float | None = Field(default=None, gt=0, description="share of the training tokens of a mix")
+    weight: float | None = Field(default=None, ge=1e-9, le=1e9, description="share of the training tokens of a mix")
     part: str | None = Field(default=None, description='"1/2": only documents whose hash falls in the first of two')
-    limit: int | None = Field(default=None, gt=0, description="stop after so many documents (of the part)")
+    limit: int | None = Field(default=None, gt=0, lt=2**63, description="stop after so many documents (of the part)")
     format: Literal["text", "jsonl", "parquet", "hub"] | None = Field(
         default=None, description="otherwise from the extension"
     )
@@ -51,7 +51,7 @@ class Source(Schema):
     )
     text_field: str = Field(default="text", description="where the text is in JSON lines, Parquet, hub data")
     id_field: str = Field(default="id", description="field that identifies a document, where there is one")
-    max_document_bytes: int = Field(default=64 * 2**20, gt=0, description="a longer one is an error")
+    max_document_bytes: int = Field(default=64 * 2**20, gt=0, le=2**40, description="a longer one is an error")
     config: str | None = Field(default=None, description="configuration of a hub dataset")
     split: str = Field(default="train", description="split of a hub dataset")
     revision: str | None = Field(default=None, description="revision (commit, tag) of a hub dataset")
@@ -75,7 +75,7 @@ class Source(Schema):
     @classmethod
     def _part_is_a_fraction(cls, part: str | None) -> str | None:
         if part is not None:
-            found = re.fullmatch(r"(\d+)/(\d+)", part)
+            found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part)
             if not found or not 1 <= int(found[1]) <= int(found[2]):
                 raise PydanticCustomError("part", 'a part is written "1/2": the first of two')
         return part

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from treering.errors import TreeringError
 from treering.recipe import Schema
 from treering.training import Training
+from treering.training.settings import MOST_BLOCKS, BlockCount, Steps, Tokens
 
 Start = Literal["random", "zero", "copy", "loop"]
 
@@ -28,7 +29,10 @@ def _parse_blocks(value: Any) -> Any:
     for part in filter(None, str(value).replace(" ", "").split(",")):
         if not (span := re.fullmatch(r"(\d+)(?:-(\d+))?", part)):
             raise ValueError('write blocks as "3", "1-3" or "1-3,5"')
-        found.extend(range(int(span[1]), int(span[2] or span[1]) + 1))
+        first, last = int(span[1]), int(span[2] or span[1])
+        if last > MOST_BLOCKS:
+            raise ValueError(f"a stack has {MOST_BLOCKS:,} blocks at most")
+        found.extend(range(first, last + 1))
     return tuple(found)
 
 
@@ -44,13 +48,13 @@ def blocks_text(blocks: Iterable[int]) -> str:
 
 
 Rate = Annotated[float, Field(gt=0, le=1)]
-Blocks = Annotated[tuple[PositiveInt, ...], BeforeValidator(_parse_blocks), PlainSerializer(blocks_text)]
+Blocks = Annotated[tuple[BlockCount, ...], BeforeValidator(_parse_blocks), PlainSerializer(blocks_text)]
 
 
 class Lora(Schema):
     """Low-rank updates of the blocks that do not train otherwise, merged into their weights when the stage ends."""
 
-    rank: PositiveInt = 8
+    rank: int = Field(8, ge=1, le=2**20)
     alpha: float | None = Field(None, gt=0, description="scale of the update, times 1/rank; 2·rank if not given")
     targets: tuple[str, ...] | None = Field(None, description="names of linear layers in a block; all if not given")
 
@@ -58,8 +62,8 @@ class Lora(Schema):
 class Turns(Schema):
     """Blocks that train by turns, a window of them at a time (block-coordinate descent)."""
 
-    width: PositiveInt = Field(2, description="blocks of a window")
-    steps: PositiveInt = Field(25, description="of the optimiser in a turn")
+    width: BlockCount = Field(2, description="blocks of a window")
+    steps: Steps = Field(25, description="of the optimiser in a turn")
     head: bool = Field(
         False, description="head and final norm train in the turn of the lowest window alone, instead of always"
     )
@@ -72,14 +76,14 @@ class Stage(Schema):
     insert: bool = Field(False, description="the new blocks may stand below old ones, which move up")
     train: Blocks | None = Field(None, description="blocks that train, in the deeper stack; the new ones if not given")
     turns: Turns | None = Field(None, description="the blocks train by turns instead of together, the upper ones first")
-    tied: PositiveInt | None = Field(
+    tied: BlockCount | None = Field(
         None, description="the blocks that train are the first so many of them, over and over (1 2 1 2), in this stage"
     )
     start: Start = Field("zero", description="how new blocks begin")
     lora: Lora | None = Field(None, description="train the other blocks too, by low-rank updates")
-    tokens: PositiveInt | None = Field(None, description="tokens of this stage; or give share")
+    tokens: Tokens | None = Field(None, description="tokens of this stage; or give share")
     share: float | None = Field(None, gt=0, le=1, description="of the run's tokens; or give tokens")
-    patience: PositiveInt | None = Field(None, description="end early after so many validations without gain")
+    patience: Steps | None = Field(None, description="end early after so many validations without gain")
     keep_moments: bool = Field(False, description="go on with the optimiser's state where a parameter has trained")
     warmup: float | None = Field(None, ge=0, lt=1, description="share of the stage's steps")
     rate: tuple[Rate, Rate] | None = Field(
@@ -140,7 +144,7 @@ class Plan(Schema):
     """Stages in order, and the parameters that may train at once."""
 
     stages: tuple[Stage, ...] = Field(min_length=1)
-    budget: PositiveInt | None = Field(None, description="active parameters, never exceeded; none if not given")
+    budget: int | None = Field(None, ge=1, description="active parameters, never exceeded; none if not given")
     note: str = ""
 
 

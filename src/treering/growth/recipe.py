@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
@@ -25,25 +25,26 @@ from treering.recipe import TAG, Schema
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, Training
 from treering.training.expert import stand_on
+from treering.training.settings import BlockCount, Steps
 
 
 class Way(Schema):
     """A ready way of growing, to a depth of one's own; see ``treering.growth.plans``."""
 
     way: Literal["looped", "copied", "turns", "stacked", "sliding", "revolving", "monolithic"] = "copied"
-    depth: PositiveInt
-    width: PositiveInt = Field(2, description="blocks that train at once (not of monolithic)")
-    slide: PositiveInt = Field(1, description="of sliding: blocks that the window moves up by")
+    depth: BlockCount
+    width: BlockCount = Field(2, description="blocks that train at once (not of monolithic)")
+    slide: BlockCount = Field(1, description="of sliding: blocks that the window moves up by")
     base: float | None = Field(
         None, ge=0, lt=1, description="of looped, copied, revolving, turns: share of tokens for the blocks that begin"
     )
-    low: PositiveInt = Field(2, description="of looped, copied: blocks that begin, and come again at every depth")
+    low: BlockCount = Field(2, description="of looped, copied: blocks that begin, and come again at every depth")
     head: bool = Field(
         False, description="of looped, copied, turns: the head trains in the turn of the lowest blocks alone"
     )
-    rounds: PositiveInt = Field(1, description="of revolving: how often the window goes through the stack")
-    turn: PositiveInt = Field(25, description="of looped, copied, turns: steps before the next blocks train")
-    budget: PositiveInt | None = Field(None, description="active parameters, never exceeded")
+    rounds: int = Field(1, ge=1, le=100, description="of revolving: how often the window goes through the stack")
+    turn: Steps = Field(25, description="of looped, copied, turns: steps before the next blocks train")
+    budget: int | None = Field(None, ge=1, description="active parameters, never exceeded")
 
     @model_validator(mode="after")
     def _loops(self) -> Way:

@@ -30,7 +30,7 @@ from treering.growth.plan import Plan, steps
 from treering.growth.prefix import Prefix
 from treering.growth.recipe import GrowthRecipe, PlanField, as_plan, begin, grow_recipe
 from treering.output import locked, staged_directory, write_file
-from treering.recipe import Schema
+from treering.recipe import Schema, Seed
 from treering.substrate.substrate import Kind
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, Training
@@ -65,7 +65,7 @@ class StudyRecipe(Schema):
         Search(), description="rates, warm-ups and schedules that each row tries, with the first seed"
     )
     equal_compute: bool = Field(True, description="also train growth and the shallow model for monolithic's FLOPs")
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
     prefix: Prefix = "auto"
 
 

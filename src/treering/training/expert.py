@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from rich.console import Console
 from transformers import set_seed
 
@@ -17,17 +17,17 @@ from treering.errors import TreeringError
 from treering.recipe import Schema
 from treering.tokenizer import load as load_tokenizer
 from treering.training.run import TrainingResult, scale_residual_outputs, train
-from treering.training.settings import Training
+from treering.training.settings import BlockCount, Training
 
 
 class Backbone(Schema):
     """A preset, with whatever of it shall differ; the vocabulary is the substrate's."""
 
     preset: str = "small"
-    d_model: PositiveInt | None = None
-    layers: PositiveInt | None = None
-    heads: PositiveInt | None = None
-    context: PositiveInt | None = None
+    d_model: int | None = Field(None, ge=1, le=2**20)
+    layers: BlockCount | None = None
+    heads: int | None = Field(None, ge=1, le=2**16)
+    context: int | None = Field(None, ge=1, le=2**24)
 
     def shape(self) -> Preset:
         """The preset with the changes."""

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from treering.recipe import Schema
+from treering.recipe import Schema, Seed
 
 Schedule = Literal["cosine", "linear", "constant"]
+MOST_BLOCKS = 1_000
+"""Of a stack; far beyond the deepest that anybody trains here."""
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Tokens = Annotated[int, Field(gt=0, le=10**15)]
+BlockCount = Annotated[int, Field(gt=0, le=MOST_BLOCKS)]
+Steps = Annotated[int, Field(gt=0, le=10**9)]
 
 
 class Training(Schema):
     """One run's optimiser, schedule and bookkeeping; the defaults were found by trying (docs/training.md)."""
 
-    tokens: PositiveInt | None = Field(None, description="tokens to train on; or give epochs")
-    epochs: float | None = Field(None, gt=0, description="passes over the corpus; or give tokens")
-    batch_tokens: PositiveInt = Field(1024, description="tokens per optimiser step, over all processes")
-    micro_batch_tokens: PositiveInt = Field(8192, description="at most so many per forward pass and process")
-    learning_rate: float = Field(3e-3, gt=0)
+    tokens: Tokens | None = Field(None, description="tokens to train on; or give epochs")
+    epochs: float | None = Field(None, gt=0, le=1e6, description="passes over the corpus; or give tokens")
+    batch_tokens: Tokens = Field(1024, description="tokens per optimiser step, over all processes")
+    micro_batch_tokens: Tokens = Field(8192, description="at most so many per forward pass and process")
+    learning_rate: float = Field(3e-3, gt=0, le=1e9)
     schedule: Schedule = "cosine"
     warmup: float = Field(0.25, ge=0, lt=1, description="share of the steps")
     final_rate: float = Field(
         0.1, ge=0, le=1, description="last learning rate, as a share of the highest; not of a constant one"
     )
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(0.1, ge=0, description="on matrices; never on norms and biases")
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    weight_decay: float = Field(0.1, ge=0, le=1e9, description="on matrices; never on norms and biases")
     gradient_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for none")
     residual_init: bool = Field(True, description="scale the blocks' output matrices by 1/√(2·layers) at the start")
     precision: Literal["float32", "bfloat16"] = "float32"
-    evaluations: int = Field(10, ge=1, description="how often validation bits per byte are measured in the run")
-    checkpoint_steps: PositiveInt = Field(500, description="steps between resumable checkpoints")
+    evaluations: Steps = Field(10, description="how often validation bits per byte are measured in the run")
+    checkpoint_steps: Steps = Field(500, description="steps between resumable checkpoints")
     tensorboard: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
