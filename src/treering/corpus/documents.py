@@ -21,14 +21,20 @@ from treering.corpus.source import (
     Source,
     embedded,
     in_part,
+    missing_field,
     split_of,
     suffixes,
     text_id,
 )
 from treering.corpus.streams import Receipt, open_stream
 from treering.errors import TreeringError
+from treering.reading import printable
+from treering.recipe import check_recipe
 
 PASSAGE_LEAST, PASSAGE_MOST = 1_000, 8_000  # characters
+MOST_BLANK_LINES = 1_000_000  # one after another
+MOST_VALUES = 2_000_000  # of a line of JSON; one of three bytes takes dozens in memory
+MOST_ID = 4_096  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +46,15 @@ class Document:
 
 
 def as_source(source: Source | str | os.PathLike[str]) -> Source:
-    """A `Source` from a path with everything else at its default."""
-    return source if isinstance(source, Source) else Source(path=os.fspath(source))
+    """A `Source` from a path with everything else at its default.
+
+    Raises:
+        TreeringError: the path is no Unicode text.
+    """
+    if isinstance(source, Source):
+        return source
+    path = os.fspath(source)
+    return check_recipe({"path": path}, Source, printable(path))
 
 
 def read_documents(
@@ -187,6 +200,10 @@ def _known() -> str:
 
 
 def _read_file(path: str, name: str, source: Source, receipt: Receipt) -> Iterator[Document]:
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise TreeringError(
+            f"{printable(path)}: the file's name is not UTF-8, and the manifest could not hold it. Rename it."
+        )
     extension, compression = suffixes(path)
     kind = source.format or FORMATS.get(extension)
     if kind is None:
@@ -253,7 +270,7 @@ def _joined(lines: list[str]) -> str:
 
 def _lines(stream: IO[bytes], path: str, limit: int) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, never more than ``limit`` bytes of one in memory."""
-    offset = 0
+    offset = blank = 0
     for number in itertools.count(1):
         raw = stream.readline(limit + 1)
         if not raw:
@@ -267,6 +284,9 @@ def _lines(stream: IO[bytes], path: str, limit: int) -> Iterator[tuple[int, str]
         line = _decode(raw, path, offset, number)
         if number == 1:
             line = line.removeprefix("\ufeff")
+        blank = blank + 1 if line.isspace() else 0
+        if blank > MOST_BLANK_LINES:
+            raise TreeringError(f"{path}, line {number}: {blank:,} blank lines one after another are no text.")
         yield number, line[:-2] + "\n" if line.endswith("\r\n") else line
         offset += len(raw)
 
@@ -292,6 +312,10 @@ def _json_rows(stream: IO[bytes], path: str, limit: int) -> Iterator[tuple[str, 
         if not line.strip():
             continue
         where = f"{path}, line {number}"
+        if _values(line) > MOST_VALUES:
+            raise TreeringError(
+                f"{where}: more than {MOST_VALUES:,} values in one object are no document. Break it up."
+            )
         try:
             row = json.loads(line)
         except RecursionError:
@@ -308,25 +332,47 @@ def _json_rows(stream: IO[bytes], path: str, limit: int) -> Iterator[tuple[str, 
         yield where, row
 
 
+def _values(line: str) -> int:
+    """About how many values a line of JSON has, for the memory that they will take."""
+    marks = ",[{"
+    if sum(map(line.count, marks)) > MOST_VALUES:  # unless they stand inside texts
+        line = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
+    return sum(map(line.count, marks))
+
+
 # -------------------------------------------------------------------------------------------- one row
 
 
 def _document(row: Mapping[str, Any], source: Source, where: str) -> Document:
     text = _text(row, source, where)
+    if _bytes(text, "text", where) > source.max_document_bytes:
+        raise _too_long(f"{where}: the document", source)
+    identity = row.get(source.id_field)
+    if identity is None or identity == "":
+        return Document(text_id(text), text)
+    if isinstance(identity, bool) or not isinstance(identity, str | int):
+        raise TreeringError(
+            f"{where}: the field {source.id_field!r} is a {type(identity).__name__}, not text or a whole number. Name "
+            "another with id_field (--id-field); where there is none of that name, a hash of the text is the id."
+        )
+    identity = str(identity)
+    _bytes(identity, f"field {source.id_field!r}", where)
+    if len(identity) > MOST_ID:
+        raise TreeringError(
+            f"{where}: the field {source.id_field!r} has {len(identity):,} characters; no id is as long."
+        )
+    return Document(identity, text)
+
+
+def _bytes(text: str, what: str, where: str) -> int:
     try:
-        size = len(text.encode("utf-8"))
+        return len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise TreeringError(
-            f"{where}: character {error.start} of the text is the lone surrogate "
+            f"{where}: character {error.start} of the {what} is the lone surrogate "
             f"U+{ord(text[error.start]):04X}, half of a character, which no "
             "Unicode encoding can store. Repair the file where it was written."
         ) from None
-    if size > source.max_document_bytes:
-        raise _too_long(f"{where}: the document", source)
-    identity = row.get(source.id_field)
-    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
-        return Document(text_id(text), text)
-    return Document(str(identity), text)
 
 
 def _text(row: Mapping[str, Any], source: Source, where: str) -> str:
@@ -345,15 +391,6 @@ def _text(row: Mapping[str, Any], source: Source, where: str) -> str:
             return "\n".join(whole)
         raise TreeringError(f'{where}: each of "paragraphs" must be a text or an object with a "text".')
     raise missing_field(where, source, list(row))
-
-
-def missing_field(where: str, source: Source, fields: list[str]) -> TreeringError:
-    """The error for data that does not have the field with the text."""
-    there = ", ".join(fields) if fields else "none"
-    return TreeringError(
-        f"{where}: there is no field {source.text_field!r}; the fields are: {there}. "
-        "Name the one that holds the text with text_field (--text-field)."
-    )
 
 
 def _too_long(what: str, source: Source) -> TreeringError:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from treering.corpus.source import HUB_PREFIX, Source
+from treering.corpus.source import HUB_PREFIX, Source, missing_field
 from treering.errors import TreeringError
+from treering.reading import printable
 
 
 def hub_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -16,8 +17,6 @@ def hub_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
         TreeringError: the dataset cannot be reached or read, or lacks the text column.
     """
     from datasets import load_dataset
-
-    from treering.corpus.documents import missing_field
 
     name = source.path.removeprefix(HUB_PREFIX)
     where = f"{name} ({source.split})"
@@ -36,7 +35,7 @@ def hub_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
         raise
     except Exception as error:  # the hub, datasets and each file format have exceptions of their own
         raise TreeringError(
-            f"The dataset {where} could not be read: {type(error).__name__}: {error}\n"
+            f"The dataset {where} could not be read: {type(error).__name__}: {printable(str(error), 1_000)}\n"
             "Check its name, configuration and split, and that this machine reaches the hub; or download "
             "its files and give their directory."
         ) from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -13,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from treering.errors import TreeringError
+from treering.reading import printable
 from treering.recipe import Schema
 
 EMBEDDED_PREFIX = "embedded:"
@@ -116,6 +119,15 @@ def in_part(document_id: str, part: str | None) -> bool:
 def text_id(text: str) -> str:
     """The id of a document that brings none: 128 bits of the SHA-256 of its text, in hex."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def missing_field(where: str, source: Source, fields: Iterable[str]) -> TreeringError:
+    """The error for data that does not have the field with the text."""
+    names = [printable(field, 80) for field in itertools.islice(fields, 50)]
+    return TreeringError(
+        f"{where}: there is no field {source.text_field!r}; the fields are: {', '.join(names) or 'none'}. "
+        "Name the one that holds the text with text_field (--text-field)."
+    )
 
 
 def suffixes(path: str) -> tuple[str, str]:

@@ -11,11 +11,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, Protocol, cast
 
 from treering.errors import TreeringError
 
 _CHUNK = 1 << 20
+_PIECE = 1 << 10  # compressed bytes unpacked at once
+_WINDOW = 1 << 28  # bytes of memory for what a stream refers back to; xz -9 takes 65 MiB
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ def _open_raw(path: str) -> IO[bytes]:
 
 
 def _damaged(path: str, compression: str, error: Exception) -> TreeringError:
+    if "memory" in str(error).lower():
+        return TreeringError(
+            f"{path} takes more than {_WINDOW >> 20} MiB of memory to unpack ({error}). Pack it again with a smaller "
+            "window or dictionary (zstd --long, xz --lzma2=dict=…)."
+        )
     return TreeringError(
         f"{path} is not a whole {compression} file: {error}. It may be cut short or damaged; copy or download it again."
     )
@@ -99,46 +106,91 @@ class _Counted(io.RawIOBase):
         return len(data)
 
 
-class _Zstandard(io.RawIOBase):
-    """All frames of a zstd file; unlike zstandard's own reader it notices a file that is cut short."""
+class _Decompressor(Protocol):
+    """One member of a compressed file, as bz2 and lzma read it."""
 
-    def __init__(self, raw: io.RawIOBase) -> None:
+    eof: bool
+    needs_input: bool
+    unused_data: bytes
+
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Zstandard:
+    """A frame of a zstd file. What it returns at once is bounded by what it is given: 128 KiB for 4 bytes, at most."""
+
+    needs_input = True
+
+    def __init__(self) -> None:
         import zstandard
 
-        self.raw, self.error = raw, zstandard.ZstdError
-        self.new = zstandard.ZstdDecompressor().decompressobj
-        self.frame: Any = None
-        self.pending, self.input = b"", b""
+        self._error, self._frame = (
+            zstandard.ZstdError,
+            zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj(),
+        )
+
+    @property
+    def eof(self) -> bool:
+        return self._frame.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._frame.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        try:
+            return self._frame.decompress(data)
+        except self._error as error:
+            raise EOFError(str(error)) from None
+
+
+class _Members(io.RawIOBase):
+    """All members of a compressed file, a bounded piece at a time.
+
+    Unlike the readers that come with Python and zstandard, it tells a file that is cut short, and what stands after a
+    member and is none.
+    """
+
+    def __init__(self, raw: io.RawIOBase, new: Callable[[], _Decompressor]) -> None:
+        self.raw, self.new = io.BufferedReader(raw, _CHUNK // 8), new
+        self.member: _Decompressor | None = None
+        self.input, self.output = b"", memoryview(b"")
+        self.members = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self.pending:
-            if not self.input:
-                self.input = self.raw.read(_CHUNK // 8) or b""
-            if not self.input:
-                if self.frame is not None:
-                    raise EOFError("the last frame has no end")
-                return 0
-            self.frame = self.frame or self.new()
-            try:
-                self.pending = self.frame.decompress(self.input)
-            except self.error as error:
-                raise EOFError(str(error)) from None
-            self.input = self.frame.unused_data
-            if self.frame.eof:
-                self.frame = None
-        count = min(len(buffer), len(self.pending))
-        buffer[:count] = self.pending[:count]
-        self.pending = self.pending[count:]
+        while not self.output:
+            if not self.input and (self.member is None or self.member.needs_input):
+                self.input = self.raw.read(_PIECE)
+                if not self.input:
+                    if self.member is not None:
+                        raise EOFError("the last part of it has no end")
+                    return 0
+            if self.member is None:
+                if self.members:
+                    self.input = self.input.lstrip(b"\0")  # tapes and xz pad with zeros
+                if not self.input:
+                    continue
+                self.member, self.members = self.new(), self.members + 1
+            self.output = memoryview(self.member.decompress(self.input, _CHUNK))
+            self.input = self.member.unused_data if self.member.eof else b""
+            self.member = None if self.member.eof else self.member
+        count = min(len(buffer), len(self.output))
+        buffer[:count] = self.output[:count]
+        self.output = self.output[count:]
         return count
+
+
+def _unpack(new: Callable[[], Any]) -> Callable[[io.RawIOBase], IO[bytes]]:
+    return lambda raw: io.BufferedReader(_Members(raw, new), _CHUNK)
 
 
 _DECOMPRESSORS: dict[str, Callable[[io.RawIOBase], IO[bytes]]] = {
     "": lambda raw: io.BufferedReader(raw, _CHUNK),
     ".gz": lambda raw: cast(IO[bytes], gzip.GzipFile(fileobj=cast(BinaryIO, raw))),
-    ".bz2": lambda raw: bz2.BZ2File(cast(BinaryIO, raw)),
-    ".xz": lambda raw: lzma.LZMAFile(cast(BinaryIO, raw)),  # noqa: SIM115 - the caller closes raw
-    ".zst": lambda raw: io.BufferedReader(_Zstandard(raw), _CHUNK),
+    ".bz2": _unpack(bz2.BZ2Decompressor),
+    ".xz": _unpack(lambda: lzma.LZMADecompressor(memlimit=_WINDOW)),
+    ".zst": _unpack(_Zstandard),
 }
