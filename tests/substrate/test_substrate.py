@@ -167,6 +167,92 @@ def test_an_edited_recipe_is_noticed(saved):
         load(saved)
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"recipe": []}, "recipe: input should be a valid dictionary"),
+        ({"fingerprint": 3}, "fingerprint: input should be a valid string"),
+        ({"fingerprint": "\x1b[31m"}, "fingerprint: string should match"),
+        ({"report": [1]}, "report: input should be a valid dictionary"),
+        ({"report": {"rank": "[red]many"}}, "report.rank"),
+        ({"report": {"rank": [[1]]}}, "report.rank"),
+        ({"report": {"\x1b[31m": 1}}, r"report.\x1b[31m"),
+        ({"report": {"rank": float("nan")}}, "finite"),
+        ({"vocab": "700"}, "vocab: Input should be a valid integer"),
+        ({"vocab": True}, "vocab: Input should be a valid integer"),
+        ({"vocab": -1}, "vocab: Input should be greater than or equal to 1"),
+        ({"vocab": 10**30}, "vocab: Input should be less than"),
+        ({"vocab": 2**31 - 1, "d_model": 2**24}, "should hold a float32 matrix of (2147483647, 16777216)"),
+        ({"vocab": 1, "d_model": 1}, "should hold a float32 matrix of (1, 1)"),
+        ({"d_model": 10**12}, "d_model: Input should be less than"),
+        ({"d_model": None}, "d_model: Input should be a valid integer"),
+        ({"kind": "picture"}, "kind: Input should be 'glyph', 'code', 'random' or 'trainable'"),
+        ({"kind": {}}, "kind: Input should be"),
+        ({"tokenizer": "a\x1b[2J"}, "tokenizer: String should match"),
+        ({"cell": 10**6}, "A cell at d_model 64 has from 1 to 64 pixels on a side, not 1000000"),
+        ({"bits": 10**9}, "bits: Input should be less than"),
+        ({"seed": -1}, "seed: Input should be greater than"),
+        ({"seed": 2**64}, "seed: Input should be less than"),
+        ({"version": {"\x1b[31m": 1}}, r"version {'\x1b[31m': 1}"),
+        ({"\u202e": 1}, r"unknown \u202e"),
+    ],
+)
+def test_what_no_substrate_says_is_told(saved, change, expected):
+    path = saved / RECIPE_FILE
+    document = json.loads(path.read_text())
+    top = {name: value for name, value in change.items() if name in document}
+    within = {name: value for name, value in change.items() if name not in document}
+    changed = document | {"recipe": document["recipe"] | within} | top
+    path.write_text(json.dumps(changed))
+    for read in (load, verify):
+        with pytest.raises(TreeringError) as caught:
+            read(saved)
+        assert expected in str(caught.value)
+
+
+def test_rows_that_are_no_numbers_are_told(saved):
+    from treering.substrate.substrate import Substrate, _fingerprint
+
+    made = load(saved)
+    for wrong in (float("nan"), float("inf")):
+        matrix = made.matrix.clone()
+        matrix[2, 1] = wrong
+        save_file({"matrix": matrix}, saved / MATRIX_FILE)
+        document = json.loads((saved / RECIPE_FILE).read_text())
+        document["fingerprint"] = Substrate(
+            matrix, made.recipe, {}, _fingerprint(made.recipe, matrix.numpy())
+        ).fingerprint
+        (saved / RECIPE_FILE).write_text(json.dumps(document))
+        with pytest.raises(TreeringError, match="no finite numbers"):
+            load(saved)
+
+
+def test_a_file_cut_short_later_does_not_matter(saved):
+    """A mapped one would kill the process."""
+    made = load(saved)
+    before = made.matrix.clone()
+    (saved / MATRIX_FILE).open("r+b").truncate(100)
+    assert torch.equal(made.matrix, before)
+
+
+@pytest.mark.parametrize("name", [MATRIX_FILE, RECIPE_FILE])
+def test_links_are_not_followed(saved, name):
+    (saved / name).rename(saved.parent / "elsewhere")
+    (saved / name).symlink_to(saved.parent / "elsewhere")
+    with pytest.raises(TreeringError, match="is a link"):
+        load(saved)
+
+
+def test_a_header_that_claims_much_is_told(saved):
+    path = saved / MATRIX_FILE
+    path.write_bytes((2**31).to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(TreeringError, match="damaged or cut short"):
+        load(saved)
+    path.write_bytes(path.read_bytes() + bytes(2**21))
+    with pytest.raises(TreeringError, match=r"should hold a float32 matrix of .*, but has"):
+        load(saved)
+
+
 def test_verify_says_what_differs(saved, literal, wordpiece):
     made = load(saved)
     forged = made.matrix.clone()
@@ -210,7 +296,7 @@ def test_uncertain_components_are_reported(wordpiece):
         ({"d_model": 15, "kind": "code"}, "too small"),
         ({"d_model": 60, "projection": "pixels"}, "at least 64"),
         ({"d_model": 64, "projection": "pixels", "cell": 9}, "does not fit"),
-        ({"cell": 0}, "at least one pixel"),
+        ({"cell": 0}, "from 1 to 64 pixels"),
         ({"kind": "random", "seed": -1}, "seed"),
     ],
 )

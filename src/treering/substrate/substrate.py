@@ -8,16 +8,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
 from treering import tokenizer as tokenizers
 from treering.errors import TreeringError
+from treering.reading import inside, printable, read_json
+from treering.recipe import Schema, check_recipe
 from treering.substrate import font
 from treering.substrate.arithmetic import one_thread, product
 from treering.substrate.codes import code_bits, code_rows, random_rows
@@ -30,11 +35,18 @@ Collisions = Literal["mark", "keep"]
 
 MATRIX_FILE = "substrate.safetensors"
 RECIPE_FILE = "substrate.json"
+MOST_HEADER = 2**20  # bytes of the matrix's file that are not the matrix
+MOST_CELL = (
+    64  # pixels on a side, unless d_model needs more: pictures, and what PCA takes, grow with the square and more
+)
 NEAREST = 8192  # vocabularies up to this size have all pairs of rows compared: about a second
 VERSION = 1  # of the algorithm: raised when the same recipe would give other bytes
 
 
-@dataclass(frozen=True)
+Name = Annotated[str, Field(pattern=r"^[\w .-]{1,200}$")]
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(strict=True))
 class Recipe:
     """Everything that decides a substrate's numbers. What a kind does not use is ``None``.
 
@@ -43,16 +55,16 @@ class Recipe:
     cell: pixels on a side of a glyph cell.
     """
 
-    tokenizer: str
-    vocab: int
-    d_model: int
+    tokenizer: Name
+    vocab: int = Field(ge=1, lt=2**31)
+    d_model: int = Field(ge=1, le=2**24)
     kind: Kind = "glyph"
     projection: Projection | None = None
     collisions: Collisions | None = None
-    cell: int | None = None
-    font: str | None = None
-    bits: int | None = None
-    seed: int | None = None
+    cell: int | None = Field(None, ge=1)
+    font: Name | None = None
+    bits: int | None = Field(None, ge=1, le=64)
+    seed: int | None = Field(None, ge=0, lt=2**64)
     version: int = VERSION
 
     def to_dict(self) -> dict[str, str | int]:
@@ -64,11 +76,11 @@ class Recipe:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            TreeringError: a field is missing or unknown, or was written by a newer Treering.
+            TreeringError: a field is missing, unknown or beyond its bounds, or was written by a newer Treering.
         """
-        if values.get("version", VERSION) != VERSION:
+        if (version := values.get("version", VERSION)) != VERSION:
             raise TreeringError(
-                f"This substrate was made by version {values['version']} of the algorithm, this Treering "
+                f"This substrate was made by version {printable(str(version))} of the algorithm, this Treering "
                 f"knows version {VERSION}; install the release that made it."
             )
         known = {field.name for field in fields(cls)}
@@ -78,8 +90,16 @@ class Recipe:
         )
         if unknown or missing:
             what = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [f"missing {', '.join(missing)}"] * bool(missing)
-            raise TreeringError(f"The recipe of this substrate cannot be read: {'; '.join(what)}.")
-        return cls(**values)
+            raise TreeringError(f"The recipe of this substrate cannot be read: {printable('; '.join(what))}.")
+        try:
+            recipe = cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})"
+            raise TreeringError(f"The recipe of this substrate cannot be read: {printable(why)}.") from None
+        if recipe.cell:
+            _require_cell(recipe.cell, recipe.d_model)
+        return recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +143,15 @@ class Substrate:
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         (directory / RECIPE_FILE).write_text(text, encoding="utf-8")
         tokenizers.save(tokenizer, directory)
+
+
+class _Document(Schema):
+    """What stands in the file beside the matrix."""
+
+    fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
+    frozen: bool = True
+    recipe: dict[str, Any]
+    report: dict[Name, bool | int | float | None] = Field({})
 
 
 @dataclass(frozen=True)
@@ -192,6 +221,7 @@ def build(
         rows, report = random_rows(vocab, d_model, seed), {"reproducible": True}
     else:
         cell = _default_cell(d_model, projection) if cell is None else cell
+        _require_cell(cell, d_model)
         recipe = Recipe(identity, vocab, d_model, kind, projection, collisions, cell, font.NAME)
         rows, report = _glyph_rows(texts, recipe)
     report["identical_rows"] = _identical(rows)
@@ -208,29 +238,33 @@ def load(directory: str | os.PathLike[str]) -> Substrate:
     """
     directory = Path(directory)
     document = _read_document(directory)
-    path = directory / MATRIX_FILE
+    path = inside(directory, MATRIX_FILE)
     again = f"Copy it again, or build it again with `treering substrate build {directory} --d-model N -o NEW`."
     if not path.is_file():
         raise TreeringError(f"{path} is missing. {again}")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise TreeringError(f"{path} is damaged or cut short ({error}). {again}") from error
-    recipe = Recipe.from_dict(document["recipe"])
-    matrix = tensors.get("matrix")
+    recipe = Recipe.from_dict(document.recipe)
     shape = (recipe.vocab, recipe.d_model)
+    if (size := path.stat().st_size) > 4 * recipe.vocab * recipe.d_model + MOST_HEADER:
+        raise TreeringError(f"{path} should hold a float32 matrix of {shape}, but has {size:,} bytes. {again}")
+    try:
+        tensors = from_bytes(path.read_bytes())  # not mapped: a mapped file that is cut short kills the process
+    except (SafetensorError, OSError, ValueError, LookupError, RuntimeError) as error:
+        raise TreeringError(f"{path} is damaged or cut short ({printable(str(error))}). {again}") from None
+    matrix = tensors.get("matrix")
     if matrix is None or matrix.dtype != torch.float32 or tuple(matrix.shape) != shape:
         found = "none" if matrix is None else f"{matrix.dtype} {tuple(matrix.shape)}"
         raise TreeringError(f"{path} should hold a float32 matrix of {shape}; found {found}. {again}")
+    if not matrix.isfinite().all():
+        raise TreeringError(f"{path} holds rows that are no finite numbers; no model can stand on it. {again}")
     found = _fingerprint(recipe, matrix.numpy())
-    if found != document["fingerprint"]:
+    if found != document.fingerprint:
         raise TreeringError(
             f"{directory} is not the substrate it says it is.\n"
             f"Its recipe and bytes give the fingerprint {found},\n"
-            f"but {RECIPE_FILE} says {document['fingerprint']}.\n"
+            f"but {RECIPE_FILE} says {document.fingerprint}.\n"
             f"One of the files was edited or damaged. {again}"
         )
-    return Substrate(matrix, recipe, dict(document.get("report", {})), found)
+    return Substrate(matrix, recipe, dict(document.report), found)
 
 
 def verify(directory: str | os.PathLike[str]) -> Verification:
@@ -283,11 +317,15 @@ def _default_cell(d_model: int, projection: Projection) -> int:
     return side
 
 
+def _require_cell(cell: int, d_model: int) -> None:
+    most = max(MOST_CELL, cell_size(d_model))
+    if not 1 <= cell <= most:
+        raise TreeringError(f"A cell at d_model {d_model} has from 1 to {most} pixels on a side, not {cell}.")
+
+
 def _glyph_rows(texts: list[str], recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
     """The rows of a glyph substrate and the report of what was met on the way."""
     assert recipe.cell is not None
-    if recipe.cell < 1:
-        raise TreeringError(f"A cell must have at least one pixel on a side, not {recipe.cell}.")
     bits = code_bits(recipe.vocab)
     if recipe.collisions == "mark" and recipe.d_model < bits:
         raise TreeringError(
@@ -359,20 +397,17 @@ def _fingerprint(recipe: Recipe, rows: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _read_document(directory: Path) -> dict[str, Any]:
-    """The JSON beside the matrix, with a fingerprint and a recipe in it."""
-    path = directory / RECIPE_FILE
+def _read_document(directory: Path) -> _Document:
+    """What stands beside the matrix."""
+    path = inside(directory, RECIPE_FILE)
     if not path.is_file():
         raise TreeringError(
             f"{directory} is not a substrate: it has no {RECIPE_FILE}. Make one with `treering substrate build`."
         )
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TreeringError(f"{path} is damaged: {error}. Copy it again from where it came from.") from error
-    if not isinstance(document, dict) or not isinstance(document.get("recipe"), dict) or "fingerprint" not in document:
-        raise TreeringError(f"{path} lacks a recipe or a fingerprint. Copy it again from where it came from.")
-    return document
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise TreeringError(f"{path} lacks a recipe and a fingerprint. Copy it again from where it came from.")
+    return check_recipe(document, _Document, f"{path}")
 
 
 def _differences(stored: Substrate, again: Substrate) -> list[str]:
