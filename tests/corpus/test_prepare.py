@@ -6,6 +6,10 @@ import itertools
 import json
 import os
 import shutil
+import signal
+import stat
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +35,7 @@ from treering.corpus.documents import Document
 from treering.corpus.packing import write_blocks
 from treering.corpus.prepared import HeldOutRecord
 from treering.errors import TreeringError
-from treering.tokenizer import encode, identity
+from treering.tokenizer import encode, identity, save
 
 
 @pytest.fixture(scope="module")
@@ -406,6 +410,44 @@ def test_an_interruption_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         prepare([source], tokenizer, tmp_path / "c", block_size=32)
     assert list(tmp_path.iterdir()) == [source]
+
+
+_KILLED = """
+import os, signal, sys
+from treering import tokenizer as tokenizers
+from treering.corpus import prepare
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[4] == "blocks":
+    import treering.corpus.preparation as preparation
+    preparation.write_blocks = kill
+else:
+    os.fsync = kill
+prepare([sys.argv[1]], tokenizers.load(sys.argv[2]), sys.argv[3], block_size=32)
+"""
+
+
+@pytest.mark.parametrize("when", ["blocks", "fsync"])
+def test_a_kill_leaves_nothing_that_the_next_start_does_not_clean(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, when: str
+) -> None:
+    source, out = wordy(tmp_path / "a.jsonl", 90), tmp_path / "out" / "c"
+    save(tokenizer, tmp_path)
+    arguments = [sys.executable, "-c", _KILLED, source, tmp_path, out, when]
+    assert subprocess.run(arguments, check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert not out.exists() and list(out.parent.iterdir())  # a staging directory and a lock
+    made = prepare([source], tokenizer, out, block_size=32)
+    assert list(out.parent.iterdir()) == [out]
+    plain = prepare([source], tokenizer, tmp_path / "plain", block_size=32)
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == {
+        f.name: f.read_bytes() for f in plain.directory.iterdir()
+    }
+    assert made.fingerprint == plain.fingerprint
+    mask = os.umask(0)
+    os.umask(mask)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in out.iterdir()} == {0o666 & ~mask}
 
 
 # ----------------------------------------------------------------------------------------------- loading
