@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from treering.corpus.arrow import read_batches
+from treering.corpus.arrow import _field, read_batches
 from treering.errors import TreeringError
 
 SCHEMA = pa.schema({"id": pa.string(), "text": pa.string()})
@@ -76,3 +77,17 @@ def test_every_cut_and_every_flipped_byte_is_read_or_told(tmp_path: Path, table:
                 batch.to_pylist()
         except TreeringError as error:
             assert str(path) in str(error)
+
+
+def test_a_file_that_does_not_begin_with_its_schema_is_refused(tmp_path: Path, table: pa.Table) -> None:
+    """Found by fuzzing: one byte in the first message's type made pyarrow crash the process."""
+    path = write(tmp_path / "a.arrow", table)
+    whole = path.read_bytes()
+    (table_at,) = struct.unpack_from("<I", whole, 8)
+    at = _field(whole[8:], table_at, 1)  # the type of the header
+    assert at is not None and whole[8 + at] == 1  # schema
+    for kind in range(256):
+        if kind != 1:
+            path.write_bytes(whole[: 8 + at] + bytes([kind]) + whole[9 + at :])
+            with pytest.raises(TreeringError, match=r"a\.arrow is missing or damaged"):
+                list(read_batches(path, SCHEMA))
