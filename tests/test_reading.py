@@ -18,6 +18,13 @@ def test_a_name_cannot_lead_out(tmp_path, name):
         inside(tmp_path, name)
 
 
+@pytest.mark.parametrize("name", ["x" * 5_000, "a/" + "x" * 300, "\ud800", "x/" * 3_000])
+def test_a_name_that_no_file_can_have_is_told(tmp_path, name):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(TreeringError, match="a name that no file can have"):
+        inside(tmp_path, name)
+
+
 def test_links_and_devices_are_refused_wherever_they_stand(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "file").touch()

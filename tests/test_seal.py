@@ -36,7 +36,10 @@ def test_every_flipped_bit_and_every_cut_is_found(sealed, name):
     assert "missing" in str(damage(sealed))
 
 
-@pytest.mark.parametrize("record", ["[]", '"x"', '{"a": 1}', '{"a": {}}', '{"../a": {"bytes": 1, "sha256": ""}}', ""])
+@pytest.mark.parametrize(
+    "record",
+    ["[]", '"x"', '{"a": 1}', '{"a": {}}', '{"../a": {"bytes": 1, "sha256": ""}}', '{"' + "x" * 5_000 + '": {}}', ""],
+)
 def test_a_record_of_another_shape_is_damage(sealed, record):
     (sealed / SEAL).write_text(record)
     assert damage(sealed)

@@ -22,7 +22,8 @@ def inside(directory: str | os.PathLike[str], name: str) -> Path:
     """The path of the regular file ``name`` in ``directory``, whether or not it is there.
 
     Raises:
-        TreeringError: the name leads out of the directory, or the file or a directory on the way is a link or a device.
+        TreeringError: the name leads out of the directory or can be no file's, or the file or a directory on the way is
+            a link or a device.
     """
     parts = PurePosixPath(name).parts
     if not parts or "\0" in name or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name:
@@ -32,14 +33,25 @@ def inside(directory: str | os.PathLike[str], name: str) -> Path:
     path = Path(directory)
     for number, part in enumerate(parts, 1):
         path /= part
-        try:
-            mode = os.lstat(path).st_mode
-        except (FileNotFoundError, NotADirectoryError):
+        mode = _mode(path)
+        if mode is None:
             break
         if not (stat.S_ISREG(mode) if number == len(parts) else stat.S_ISDIR(mode)):
             kind = "a link" if stat.S_ISLNK(mode) else "no ordinary file"
             raise TreeringError(f"{path} is {kind}, which Treering does not follow. Put the file itself there.")
-    return Path(directory, *parts)
+    whole = Path(directory, *parts)
+    _mode(whole)
+    return whole
+
+
+def _mode(path: Path) -> int | None:
+    """What stands at a path, links not followed; None if nothing does."""
+    try:
+        return os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):  # too long, or no Unicode
+        raise TreeringError(f"{printable(os.fspath(path))} is a name that no file can have.") from None
 
 
 def read_json(path: Path, most: int = MOST_JSON) -> Any:
