@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -199,3 +200,13 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert expected in said
     assert "Traceback" not in said
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_names_in_a_strangers_manifest_do_nothing_to_the_terminal(run: Run, corpus: Corpus, tmp_path: Path) -> None:
+    shutil.copytree(corpus.directory, tmp_path / "c")
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    manifest["sources"][0]["name"] = "\x1b[31m[bold]\u202e"
+    (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest))
+    code, printed, _ = run("data", "info", tmp_path / "c")
+    assert code == 0
+    assert r"\x1b[31m[bold]\u202e" in printed

@@ -266,6 +266,9 @@ def _lost(paragraphs: int, documents: int, cut_bytes: int, of_bytes: int, side: 
 def _table(manifest: Manifest) -> Table:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
+
+    from treering.reading import printable
 
     table = Table(box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("source")
@@ -274,7 +277,7 @@ def _table(manifest: Manifest) -> Table:
     for source in manifest.sources:
         calibration = f" + {source.calibration_documents:,}" if manifest.calibration_share else ""
         table.add_row(
-            f"{source.name} {source.source.part}" if source.source.part else source.name,
+            Text(printable(f"{source.name} {source.source.part}" if source.source.part else source.name)),
             f"{source.documents:,}",
             f"{source.text_bytes / 1e6:,.2f}",
             f"{source.bytes_per_token:.2f}",

@@ -57,6 +57,8 @@ def _compressed(metadata: pa.Buffer) -> bool:
     content = metadata.to_pybytes()
     (message,) = struct.unpack_from("<I", content)
     header = _field(content, message, _HEADER)
+    if header is None:
+        return True  # or worse: no batch at all
     (batch,) = struct.unpack_from("<I", content, header)
     return _field(content, header + batch, _COMPRESSION) is not None
 

@@ -95,7 +95,7 @@ class SourceRecord(Schema):
 class TokenizerRecord(Schema):
     """The tokenizer the IDs belong to."""
 
-    identity: str
+    identity: Digest
     vocab_size: int = Field(ge=1, le=2**31)
     separator: str
     separator_id: Count

@@ -118,7 +118,7 @@ def grow(
     placed, costs = survey(model, corpus, plan, training)
     validation, bytes_per_token = validation_blocks(corpus, tokenizer)
     directory = Path(prefix_directory) / f"{output.name}.prefix" if prefix_directory else place / "prefix"
-    blocks = ConcatDataset([corpus.train, validation])
+    blocks: ConcatDataset[Any] = ConcatDataset([corpus.train, validation])  # type: ignore[list-item] # map-style, both
     held = len(blocks) * corpus.manifest.block_size
     own = {
         "plan": plan.model_dump(mode="json"),

@@ -56,15 +56,15 @@ class Recipe:
     """
 
     tokenizer: Name
-    vocab: int = Field(ge=1, lt=2**31)
-    d_model: int = Field(ge=1, le=2**24)
+    vocab: Annotated[int, Field(ge=1, lt=2**31)]
+    d_model: Annotated[int, Field(ge=1, le=2**24)]
     kind: Kind = "glyph"
     projection: Projection | None = None
     collisions: Collisions | None = None
-    cell: int | None = Field(None, ge=1)
+    cell: Annotated[int, Field(ge=1)] | None = None
     font: Name | None = None
-    bits: int | None = Field(None, ge=1, le=64)
-    seed: int | None = Field(None, ge=0, lt=2**64)
+    bits: Annotated[int, Field(ge=1, le=64)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     version: int = VERSION
 
     def to_dict(self) -> dict[str, str | int]:
