@@ -36,7 +36,11 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-SLOW, LARGE, HANGS = 10.0, 1024, 30.0  # seconds; MiB beyond what the process had; seconds until the watcher kills
+SLOW, LARGE, HANGS = (
+    10.0,
+    1024,
+    60.0,
+)  # seconds of a processor; MiB beyond what was held; seconds until the watcher kills
 LIMIT = 8 * 2**30  # bytes of address space beyond what the process had, so that nothing fills the machine
 
 Case = dict[str, Any]
@@ -632,7 +636,7 @@ def child(reader: Reader, name: str, seed: int, inputs: Iterator[int], root: Pat
     for number in inputs:
         write_case(changed(random.Random(f"{seed} {name} {number}"), reader), root / "place")
         before, held_before = snapshot(root), reset_peak()
-        begun, why = time.perf_counter(), ""
+        begun, why = time.process_time(), ""
         try:
             reader.read(root / "place")
             outcome = "accepted"
@@ -647,7 +651,7 @@ def child(reader: Reader, name: str, seed: int, inputs: Iterator[int], root: Pat
             why = (
                 f"{type(error).__name__}: {error}"[:300] + "\n" + "".join(traceback.format_tb(error.__traceback__)[-3:])
             )
-        seconds, grown = time.perf_counter() - begun, peak() - held_before
+        seconds, grown = time.process_time() - begun, peak() - held_before
         outside = sorted(key for key, value in (snapshot(root).items() ^ before.items()))
         record = {"n": number, "o": outcome, "why": why, "s": seconds, "m": grown, "w": outside[:3]}
         os.write(out, json.dumps(record).encode() + b"\n")
@@ -725,7 +729,7 @@ def guided(reader: Reader, seconds: int, root: Path, seed: int) -> int:
 
     from treering.errors import TreeringError
 
-    name = next(iter(reader.seeds[0]))
+    name = next(name for name in reader.seeds[0] if name.endswith((".json", ".jsonl", ".txt", ".yaml")))
     corpus = root / "found"
     corpus.mkdir(exist_ok=True)
     for number, case in enumerate(reader.seeds):

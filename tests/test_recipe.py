@@ -180,7 +180,7 @@ def test_what_is_no_file(tmp_path):
     with pytest.raises(TreeringError, match="is no file"):
         load_recipe(tmp_path / "pipe", ExpertRecipe)
     (tmp_path / "large").write_bytes(b"#" * 2**20)
-    with pytest.raises(TreeringError, match="larger than 256 KiB"):
+    with pytest.raises(TreeringError, match="larger than 128 KiB"):
         load_recipe(tmp_path / "large", ExpertRecipe)
     (tmp_path / "binary").write_bytes(b"\x7fELF\x02\x01\x01\x00")
     with pytest.raises(TreeringError, match=r"binary:1: not valid YAML: the character U\+007F"):

@@ -20,7 +20,7 @@ from treering.reading import printable
 TAG = "#"
 """Begins the tags of unions in recipes, so that they are told from fields."""
 
-MOST_BYTES = 2**18
+MOST_BYTES = 2**17
 """Of a recipe's file."""
 
 MOST_FAULTS = 20
