@@ -3,10 +3,14 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from treering.corpus import CorpusRecipe, Source
 from treering.errors import TreeringError
 from treering.growth import GrowthRecipe
+from treering.growth.plan import steps
+from treering.growth.recipe import as_plan
 from treering.growth.study import StudyRecipe
 from treering.recipe import check_recipe, load_recipe
 from treering.training import ExpertRecipe
@@ -196,3 +200,28 @@ def test_messages_are_short_and_harmless(tmp_path):
     with pytest.raises(TreeringError) as error:
         load_recipe(write(tmp_path, GOOD + '"\\u202e\\u2066": 1\n'), ExpertRecipe)
     assert r"\u202e\u2066" in str(error.value)
+
+
+SCHEMAS = (ExpertRecipe, GrowthRecipe, StudyRecipe, CorpusRecipe)
+FIELDS = sorted(
+    {name for schema in SCHEMAS for name in schema.model_fields} | {"way", "depth", "stages", "new", "path"}
+)
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["1-3", "copied-6"])
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=3)
+)
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(SCHEMAS), st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4))
+def test_any_values_are_a_recipe_or_a_message(schema, changes):
+    plain = {"substrate": "s", "tokenizer": "t", "data": "d", "output": "o", "plan": "paper-6", "sources": ["a"]}
+    values = {name: value for name, value in plain.items() if name in schema.model_fields} | changes
+    try:
+        recipe = check_recipe(values, schema, "here")
+        if schema is GrowthRecipe:
+            steps(as_plan(recipe.plan))
+    except TreeringError as error:
+        assert str(error).encode()

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treering.corpus import Source, read_documents
@@ -122,6 +122,22 @@ def test_many_lines_of_a_small_zstd_file(put: Callable) -> None:
     tracemalloc.stop()
     assert len(found) == 50
     assert peak < 100_000_000
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(list(PACKERS)), st.binary(max_size=80), st.integers(0, 200), st.booleans())
+def test_any_bytes_are_documents_or_a_message(
+    tmp_path_factory: pytest.TempPathFactory, packing: str, noise: bytes, at: int, within: bool
+) -> None:
+    packed = PACKERS[packing](LINES[:at] + noise + LINES[at + len(noise) :] if within else LINES)
+    path = tmp_path_factory.mktemp("any") / f"a.jsonl{packing}"
+    path.write_bytes(packed if within else packed[:at] + noise + packed[at + len(noise) :])
+    try:
+        for document in read_documents(path):
+            assert document.text.encode() and document.id.encode()
+    except TreeringError as error:
+        assert str(path) in str(error)
+        assert str(error).encode()
 
 
 def test_a_window_or_dictionary_beyond_any_need_is_refused(put: Callable) -> None:
