@@ -358,7 +358,7 @@ def readers(place: Path) -> dict[str, Callable[[], Reader]]:
         return Reader(read, [{name: found} for found in content], change, python=name.endswith((".jsonl", ".txt")))
 
     def packed(suffix: str, pack: Callable[[bytes], bytes]) -> Reader:
-        bombs = [b"x" * 10**8, b"\n" * 10**8, b'{"text": "a"}\n' * 10**4, b"[" * 10**7, b'{"text": [' + b"{}," * 10**7]
+        bombs = [b"x" * 10**8, b"\n" * 10**7, b'{"text": "a"}\n' * 10**4, b"[" * 10**6, b'{"text": [' + b"{}," * 10**7]
         seeds = [pack(found) for found in (*[LINES] * 12, LINES * 20, b"", *bombs)] + [pack(LINES) + pack(LINES)]
 
         def change(rng: random.Random, name: str, content: bytes, others: list[bytes]) -> bytes:
