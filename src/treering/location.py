@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
 from treering.errors import TreeringError
+from treering.output import recover
+from treering.reading import printable
 
 
 def locate(name_or_path: str | os.PathLike[str], what: str) -> str:
     """The path or hub name to hand to transformers; ``hub:owner/name`` means the hub, whatever lies here.
 
-    A mistyped directory is told at once, instead of after the hub has been asked for it.
+    A mistyped directory is told at once, instead of after the hub has been asked for it. One that a process was
+    replacing when it died is put back first.
 
     Raises:
         TreeringError: nothing is there, and it cannot be a hub name.
@@ -20,11 +26,29 @@ def locate(name_or_path: str | os.PathLike[str], what: str) -> str:
     if name.startswith("hub:"):
         return name.removeprefix("hub:")
     path = Path(name)
+    recover(path)
     if path.is_dir():
         return name
     if path.is_file():
-        raise TreeringError(f"{name} is a file; give the directory of the {what}.")
+        raise TreeringError(f"{printable(name)} is a file; give the directory of the {what}.")
     looks_remote = name.count("/") == 1 and not path.parent.exists() and not name.startswith((".", "~", "/"))
     if looks_remote:
         return name
-    raise TreeringError(f"There is no directory {name} with a {what}. For one on the Hugging Face hub, write hub:NAME.")
+    raise TreeringError(
+        f"There is no directory {printable(name)} with a {what}. For one on the Hugging Face hub, write hub:NAME."
+    )
+
+
+def file_of(place: str, name: str) -> Path | None:
+    """The file ``name`` of a directory or of a repository on the hub, from where it is fetched; None if it has none.
+
+    Raises:
+        OSError: the hub cannot be reached, or has no such repository.
+    """
+    if Path(place).is_dir():
+        path = Path(place, name)
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(place, name))
+    except EntryNotFoundError:
+        return None

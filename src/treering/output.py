@@ -92,11 +92,27 @@ def _lock(path: Path, target: Path) -> int:
             ) from None
 
 
+def recover(target: str | os.PathLike[str]) -> None:
+    """Put a directory back that a process was replacing when it died, for those who only read it.
+
+    Raises:
+        TreeringError: another process writes there.
+    """
+    target = Path(target).absolute()
+    if not os.path.lexists(target) and any(path.suffix == ".replaced" for path in _leftovers(target)):
+        with locked(target):
+            pass
+
+
+def _leftovers(target: Path) -> list[Path]:
+    """What processes that died left beside ``target``."""
+    leftover = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.(partial|replaced)")
+    return [path for path in target.parent.glob(".*") if leftover.fullmatch(path.name)]
+
+
 def _clean(target: Path) -> None:
     """Remove what processes that died left beside ``target``, which is locked; a directory half replaced comes back."""
-    leftover = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.(partial|replaced)")
-    found = [path for path in target.parent.iterdir() if leftover.fullmatch(path.name)]
-    for path in found:
+    for path in _leftovers(target):
         if path.suffix == ".replaced" and not os.path.lexists(target):
             path.rename(target)
         elif path.is_dir() and not path.is_symlink():
