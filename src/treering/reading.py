@@ -75,6 +75,18 @@ def read_json(path: Path, most: int = MOST_JSON) -> Any:
         ) from None
 
 
+_SIGNS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+_SIGNS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD) | {0x7F: 0x2421}
+
+
+def visible(text: str) -> str:
+    """A text of several lines with its control characters, which a terminal would obey, as visible signs.
+
+    All that writing needs stays as it is, joiners and marks of direction among it; names are for `printable`.
+    """
+    return text.translate(_SIGNS)
+
+
 def printable(text: str, most: int = 200) -> str:
     """``text`` as a terminal may show it: control, bidi and other invisible characters as escapes, cut to ``most``.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from treering.cli import main as run
+from treering.errors import TreeringError
 
 _SET_UP = """
 import sys, time
@@ -54,6 +56,22 @@ def test_whatever_the_system_refuses_is_one_message(monkeypatch, capsys, error, 
         run()
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_messages_and_logs_hold_no_escapes_of_strangers(monkeypatch, capsys, caplog):
+    hostile = "\x1b]0;owned\x07[red]:smile:\u202e"
+
+    def command() -> None:
+        logging.getLogger("transformers").warning("\x1b[1mReport\x1b[0m on %s", hostile)
+        raise TreeringError(f"first {hostile}\nsecond")
+
+    monkeypatch.setattr(sys.modules["treering.cli.main"], "app", command)
+    with pytest.raises(SystemExit):
+        run()
+    shown = capsys.readouterr().err
+    assert "\x1b]" not in shown and "\u202e" not in shown and "[red]:smile:" in shown and "\nsecond" in shown
+    (logged,) = [record.getMessage() for record in caplog.records if record.name == "transformers"]
+    assert logged == r"Report on \x1b]0;owned\x07[red]:smile:\u202e"
 
 
 _TALK = """

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from safetensors import SafetensorError
 
 from treering.cli import compose, data, demo, eval, explain, grow, model, serve, study, substrate, tokenizer, train
 from treering.errors import Interrupted, TreeringError
+from treering.reading import printable
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,6 +46,7 @@ def main() -> None:
     """Run the command line; every error a person can mend is one message and exit code 2."""
     with contextlib.suppress(ValueError):  # not the main thread: whoever runs it there stops it in another way
         signal.signal(signal.SIGTERM, _terminate)
+    logging.setLogRecordFactory(_log_record)
     try:
         app()
     except TreeringError as error:
@@ -68,9 +76,21 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _say(message: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
+    Console(stderr=True, soft_wrap=True).print(Text(_printable(message)))
 
 
 def _fail(message: str) -> None:
-    Console(stderr=True, soft_wrap=True).print("error:", message, style="bold red", markup=False, highlight=False)
+    Console(stderr=True, soft_wrap=True).print(Text(f"error: {_printable(message)}", style="bold red"))
     sys.exit(2)
+
+
+def _printable(message: str) -> str:
+    """A message as a terminal may show it, whatever strings of a stranger's files it quotes."""
+    return "\n".join(printable(line, 4000) for line in message.split("\n")[:200])
+
+
+def _log_record(*arguments: Any, **options: Any) -> logging.LogRecord:
+    """What a library logs, which may quote a stranger's files too."""
+    record = logging.LogRecord(*arguments, **options)
+    record.msg, record.args = _printable(_COLOURS.sub("", record.getMessage())), ()
+    return record

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
 from matplotlib.figure import Figure
 
+from treering.reading import visible
 from treering.report.figures import as_svg
 from treering.report.page import render
 
@@ -25,9 +26,6 @@ OKABE_ITO = ("#009E73", "#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9")
 POINTS = 1000
 """Points of a curve at most; a longer text is averaged."""
 
-_VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
-_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD) | {0x7F: 0x2421}
-
 
 def colours(experts: int) -> list[Colour]:
     """A colour for each expert, red, green and blue from 0 to 1."""
@@ -42,11 +40,6 @@ def shade(credit: Sequence[float], palette: Sequence[Colour]) -> tuple[Colour, f
     mixed = [sum(c * colour[channel] for c, colour in zip(credit, palette, strict=True)) for channel in range(3)]
     sure = 1.0 if len(credit) == 1 else (max(credit) - 1 / len(credit)) / (1 - 1 / len(credit))
     return _rgb(mixed), min(1.0, max(0.0, sure))
-
-
-def printable(text: str) -> str:
-    """The text with control characters, which may not stand in a page or reach a terminal, as visible signs."""
-    return text.translate(_VISIBLE)
 
 
 def weights_along(experts: Sequence[str], weights: Sequence[Sequence[float]]) -> Figure:
@@ -76,7 +69,7 @@ def explanation(attribution: Attribution, command: str) -> str:
         "explain",
         generator=GENERATOR,
         pieces=[
-            {"text": printable(row["text"]), "colour": _translucent(*shade(credit, palette)), "tip": tip(row)}
+            {"text": visible(row["text"]), "colour": _translucent(*shade(credit, palette)), "tip": tip(row)}
             for row, credit in zip(rows, credits, strict=True)
         ],
         experts=[
@@ -87,14 +80,14 @@ def explanation(attribution: Attribution, command: str) -> str:
         bytes=len(attribution.text.encode()),
         bits_per_byte=attribution.bits_per_byte,
         figure=as_svg(weights_along(attribution.experts, attribution.weights.exp().tolist()), "weights"),
-        command=printable(command),
+        command=visible(command),
     )
 
 
 def tip(row: dict[str, Any]) -> str:
     """What is known of one piece (a row of ``Attribution.rows``) as lines of fixed width."""
     width = max(map(len, [*row["experts"], "together"]))
-    lines = [f"“{printable(row['text']).translate({9: '⇥', 10: '↵'})}”", f"{'':{width}}  weight    bits  credit"]
+    lines = [f"“{visible(row['text']).translate({9: '⇥', 10: '↵'})}”", f"{'':{width}}  weight    bits  credit"]
     for name, of in row["experts"].items():
         lines.append(f"{name:{width}}  {of['weight']:6.1%}  {of['bits']:6.2f}  {of['credit']:6.1%}")
     return "\n".join([*lines, f"{'together':{width}}          {row['bits']:6.2f}"])
