@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import ConfigDict, Field, ValidationError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -21,9 +22,13 @@ from transformers import (
 )
 
 from treering.errors import TreeringError
+from treering.reading import printable
+from treering.recipe import Schema
 from treering.substrate import Substrate, require_same
 from treering.tokenizer import identity
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 in hex."""
 SubstrateKind = Literal["glyph", "code", "random", "trainable"]
 
 
@@ -264,16 +269,29 @@ def dock(config: PreTrainedConfig, substrate: Substrate, tokenizer: PreTrainedTo
     return model
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(Schema):
     """What a checkpoint stands on: the substrate's fingerprint, whether it was frozen, the tokenizer's identity."""
 
-    fingerprint: str
+    model_config = ConfigDict(strict=True)
+
+    fingerprint: Sha256
     frozen: bool
-    tokenizer: str
+    tokenizer: Sha256
 
 
 def standing(config: PreTrainedConfig) -> Standing | None:
-    """The substrate that a configuration names, or None for a model that Treering did not dock."""
+    """The substrate that a configuration names, or None for a model that Treering did not dock.
+
+    Raises:
+        TreeringError: what it says of the substrate is damaged.
+    """
     record = getattr(config, "treering", None)
-    return Standing(**record) if record else None
+    if record is None:
+        return None
+    try:
+        return Standing.model_validate(record)
+    except ValidationError as error:
+        fields = ", ".join(sorted({".".join(printable(str(part)) for part in e["loc"]) for e in error.errors()}))
+        raise TreeringError(
+            f"What the model's config.json says of its substrate is damaged (treering: {fields}). Copy the model again."
+        ) from None

@@ -8,6 +8,9 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from treering.composition.rules import DEFAULT_RULE
+from treering.composition.schema import Composition, check, check_fields
+from treering.errors import TreeringError
+from treering.reading import printable
 
 UNLIMITED = 2**31
 """Context of a composition none of whose experts has a longest one."""
@@ -23,6 +26,10 @@ class CompositionConfig(PreTrainedConfig):
         rule: the rule that joins their logits, as `treering.composition.rules.rule` reads it.
         fusion: what was fitted on top of the experts, for which rule and on what; None if nothing was.
         treering: the substrate that all stand on (see ``treering.backbone.Standing``); None if it is not one.
+        substrates: by fingerprint, the precision and the SHA-256 of the matrix as it is stored; None if not known.
+
+    Raises:
+        TreeringError: something of it cannot be (see ``treering.composition.schema``), as a damaged file's.
     """
 
     model_type = "treering_composition"
@@ -33,13 +40,20 @@ class CompositionConfig(PreTrainedConfig):
         rule: str = DEFAULT_RULE,
         fusion: dict[str, Any] | None = None,
         treering: dict[str, Any] | None = None,
+        substrates: dict[str, dict[str, str]] | None = None,
         **kwargs: Any,
     ) -> None:
+        values = {"experts": experts or [], "rule": rule, "fusion": fusion, "treering": treering}
+        check(Composition, values | {"substrates": substrates}, "The configuration of the composition")
+        check_fields(kwargs, "The configuration of the composition")
         self.experts = experts or []
         self.rule = rule
         self.fusion = fusion
         self.treering = treering
+        self.substrates = substrates
         configs = [expert_config(record) for record in self.experts]
+        for derived in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"):
+            kwargs.pop(derived, None)
         # What generation, evaluation and caches ask of any model. Checkpoints of one tokenizer may be padded to
         # different numbers of rows; the tokens are in all of them.
         self.vocab_size = min((config.vocab_size for config in configs), default=0)
@@ -53,8 +67,23 @@ class CompositionConfig(PreTrainedConfig):
 
 
 def expert_config(record: Mapping[str, Any]) -> PreTrainedConfig:
-    """An expert's own configuration, from its record in the composition's."""
-    return AutoConfig.for_model(**record["config"])
+    """An expert's own configuration, from its record in the composition's.
+
+    Raises:
+        TreeringError: it is not one that its family could have.
+    """
+    try:
+        config = AutoConfig.for_model(**record["config"])
+        sizes = (config.vocab_size, config.hidden_size, config.num_hidden_layers)
+        context = getattr(config, "max_position_embeddings", None)
+        if not all(type(size) is int and size > 0 for size in (*sizes, context or 1)):
+            raise ValueError("its vocabulary, width, layers and context must be whole numbers above 0")
+    except Exception as error:  # families raise whatever their arithmetic does
+        raise TreeringError(
+            f"The configuration of the expert {printable(str(record['name']))} cannot be read: "
+            f"{printable(str(error) or type(error).__name__, 500)}"
+        ) from error
+    return config
 
 
 AutoConfig.register(CompositionConfig.model_type, CompositionConfig)
