@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from treering.composition.rules import RULES
 from treering.errors import TreeringError
+from treering.reading import printable, read_json
 
 INDEX, LOADER, FUSION = "model.safetensors.index.json", "modeling_treering.py", "fusion.safetensors"
+MOST_HEADER = 32 * 2**20
+"""Bytes of a safetensors file's header; those of the largest models have one."""
 _LOADER = '''"""Lets transformers load this composition with trust_remote_code=True; needs the package treering."""
 
 from treering.composition import ComposedModel, CompositionConfig  # noqa: F401
@@ -78,7 +83,7 @@ def write_description(config: PreTrainedConfig, directory: Path) -> None:
     """Write the configuration, the index and the loader beside the shards, which lie in ``directory`` already.
 
     Raises:
-        TreeringError: a shard is not there, or cut short.
+        TreeringError: a shard is not there, or damaged.
     """
     config.architectures = ["ComposedModel"]
     config.auto_map = _AUTO_MAP
@@ -87,42 +92,78 @@ def write_description(config: PreTrainedConfig, directory: Path) -> None:
     sizes = {file: tensor_bytes(directory / file) for file in shard_files(config)}
     index = {
         "metadata": {"total_size": sum(sum(tensors.values()) for tensors in sizes.values())},
-        "weight_map": {name: file for file, tensors in sizes.items() for name in sorted(tensors)},
+        "weight_map": _weight_map(sizes),
     }
     (directory / INDEX).write_text(json.dumps(index, indent=2))
     (directory / LOADER).write_text(_LOADER)
+
+
+def require_index(config: PreTrainedConfig, directory: Path) -> None:
+    """Refuse files that are not the composition's own, whole and no others.
+
+    Raises:
+        TreeringError: a shard is missing or damaged, or the index does not say where each tensor of them is.
+    """
+    expected = _weight_map({file: header(directory / file) for file in shard_files(config)})
+    index = read_json(directory / INDEX)
+    named = index.get("weight_map") if isinstance(index, dict) else None
+    named = named if isinstance(named, dict) else {}
+    if wrong := [*(name for name in expected if named.get(name) != expected[name]), *(named.keys() - expected.keys())]:
+        raise TreeringError(
+            f"{directory / INDEX} is damaged: it does not name the tensors of the shards beside it, "
+            f"{printable(wrong[0])} for one. Copy or make the composition again."
+        )
+    if (directory / SAFE_WEIGHTS_NAME).exists():
+        raise TreeringError(
+            f"{directory} holds {SAFE_WEIGHTS_NAME} besides the shards of its experts; transformers would load that "
+            "instead of them. Remove it."
+        )
+
+
+def _weight_map(files: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    return {name: file for file, tensors in files.items() for name in sorted(tensors)}
 
 
 def tensor_bytes(path: Path) -> dict[str, int]:
     """The size of each tensor in a safetensors file, from its header alone.
 
     Raises:
-        TreeringError: the file is not there, or cut short.
+        TreeringError: the file is not there, or damaged.
     """
-    return {name: tensor["data_offsets"][1] - tensor["data_offsets"][0] for name, tensor in _header(path).items()}
+    return {name: tensor["data_offsets"][1] - tensor["data_offsets"][0] for name, tensor in header(path).items()}
 
 
 def parameter_count(path: Path) -> int:
     """How many numbers a safetensors file holds, from its header alone.
 
     Raises:
-        TreeringError: the file is not there, or cut short.
+        TreeringError: the file is not there, or damaged.
     """
-    return sum(math.prod(tensor["shape"]) for tensor in _header(path).values())
+    return sum(math.prod(tensor["shape"]) for tensor in header(path).values())
 
 
-def _header(path: Path) -> dict[str, dict[str, Any]]:
-    """Shape, precision and place of each tensor in a safetensors file."""
+def header(path: Path) -> dict[str, dict[str, Any]]:
+    """Shape, precision and place of each tensor in a safetensors file, which together are the file, without gaps.
+
+    Raises:
+        TreeringError: the file is not there, or damaged.
+    """
     try:
+        if not path.is_file():
+            raise FileNotFoundError("it is missing")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            tensors = json.loads(file.read(length))
+            if length > min(path.stat().st_size, MOST_HEADER):
+                raise ValueError("its header is longer than can be")
+            with safe_open(path, framework="pt"):  # compares shapes, precisions and places with the file's size
+                tensors = json.loads(file.read(length))
         tensors.pop("__metadata__", None)
-        complete = path.stat().st_size == 8 + length + max(tensor["data_offsets"][1] for tensor in tensors.values())
-    except (FileNotFoundError, ValueError):
-        complete = False
-    if not complete:
-        raise TreeringError(f"{path} is missing, damaged or cut short. Copy or make the composition again.")
+        if strange := [name for name in tensors if not name.isprintable() or len(tensors[name]["shape"]) > 8]:
+            raise ValueError(f"it has a tensor {printable(strange[0])}")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TreeringError(
+            f"{path} is missing, damaged or cut short ({printable(str(error))}). Copy or make it again."
+        ) from None
     return tensors
 
 
