@@ -5,32 +5,47 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from treering.errors import TreeringError
-from treering.location import locate
+from treering.location import file_of, locate
+from treering.reading import printable, read_json
 
 
-def load(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
+def load(name_or_path: str | os.PathLike[str], trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
     """Load a fast tokenizer from a directory or from the hub.
 
+    Args:
+        trust_remote_code: run Python code that comes with the tokenizer, of a class that transformers does not know.
+
     Raises:
-        TreeringError: there is no tokenizer, it cannot be read, or it has no fast (Rust) form.
+        TreeringError: there is no tokenizer, it cannot be read, it has no fast (Rust) form, it brings code that was not
+            allowed, or its IDs are far more than its tokens.
     """
     place = locate(name_or_path, "tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        _require_sound(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
         if type(tokenizer) is not PreTrainedTokenizerFast and _is_plain(place):
             # Beside a config.json of some families (qwen2, phi3 …) AutoTokenizer rebuilds the family's own
             # tokenizer out of this one's vocabulary, and text no longer comes back.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(place)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError … for one and the same cause
+        _require_room(tokenizer.get_vocab().values(), place)
+    except (TreeringError, KeyboardInterrupt, SystemExit):
+        raise
+    # transformers raises OSError, ValueError, KeyError … for one and the same cause, and what the tokenizer's Rust code
+    # raises where it gives up is no Exception.
+    except BaseException as error:
+        told = "\n".join(printable(line, 500) for line in str(error).splitlines()[:20])
+        flag = "\nTreering's flag for that is --trust-remote-code." if "trust_remote_code" in told else ""
         raise TreeringError(
-            f"No tokenizer could be loaded from {name_or_path}: {error}\n"
-            "Give a directory that holds tokenizer.json, or hub:NAME."
+            f"No tokenizer could be loaded from {printable(os.fspath(name_or_path))}: {told}\n"
+            f"Give a directory that holds tokenizer.json, or hub:NAME.{flag}"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TreeringError(
@@ -38,6 +53,52 @@ def load(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
             "convert it to a fast tokenizer first."
         )
     return tokenizer
+
+
+def _require_sound(place: str) -> None:
+    """Refuse a tokenizer by its files, before anything as long as its highest ID is made, or any of it is shown.
+
+    Raises:
+        TreeringError: a file is damaged, or see `_require_room`.
+    """
+    if settings := file_of(place, "tokenizer_config.json"):
+        _require_printable_fields(read_json(settings), settings)
+    for name in ("tokenizer.json", "vocab.json"):
+        if (path := file_of(place, name)) is None:
+            continue
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise TreeringError(f"{path} is damaged: it is no tokenizer. Copy it again from where it came from.")
+        model = values.get("model")
+        vocabulary = model.get("vocab") if isinstance(model, dict) else values if name == "vocab.json" else None
+        if isinstance(vocabulary, dict):
+            _require_room(vocabulary.values(), place)
+
+
+def _require_printable_fields(values: Any, path: Path) -> None:
+    """Refuse names of fields that a terminal would obey: the tokenizer's Rust code prints those it does not know."""
+    level = [values]
+    while level:
+        for name in (name for value in level if isinstance(value, dict) for name in value):
+            if not name.isprintable():
+                raise TreeringError(f"{path} is damaged: it has a field {printable(name)}. Copy it again.")
+        containers = [value for value in level if isinstance(value, dict | list)]
+        level = [below for value in containers for below in (value.values() if isinstance(value, dict) else value)]
+
+
+def _require_room(ids: Collection[Any], place: str) -> None:
+    """Refuse IDs so high that tables of all of them would hold little else than gaps.
+
+    Raises:
+        TreeringError: there is one; names it.
+    """
+    most = 4 * len(ids) + 65_536
+    highest = max((number for number in ids if isinstance(number, int)), default=0)
+    if highest > most:
+        raise TreeringError(
+            f"The tokenizer of {printable(place)} gives one of its {len(ids):,} tokens the ID {highest:,}. Models have "
+            f"a row for each number up to that, so IDs above {most:,} are refused: it is damaged; copy it again."
+        )
 
 
 def _is_plain(name_or_path: str) -> bool:
