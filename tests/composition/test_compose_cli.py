@@ -38,6 +38,13 @@ def run(*arguments: object) -> str:
     return result.stdout
 
 
+def run_all(*arguments: object) -> str:
+    """What such a command prints, to standard output or error."""
+    result = CliRunner().invoke(app, ["compose", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
 def content(place):
     return {path.relative_to(place): path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
@@ -96,6 +103,31 @@ def test_list_shows_all_or_prints_it(joined):
     assert records == list_experts(joined)
     for record in records:
         assert re.search(rf"{record['name']} +1 +50.0% .*{record['parameters']:,}.*{record['fingerprint'][:12]}", table)
+
+
+HOSTILE = "\x1b[2J\x9b[b]\u202e:x:"
+
+
+def test_what_strangers_wrote_reaches_the_terminal_harmless(joined):
+    config = json.loads((joined / "config.json").read_text())
+    record = {"origin": HOSTILE, "licence": HOSTILE, "data": {"sources": [{"name": HOSTILE}]}}
+    config["experts"][0].update(record)
+    (joined / "config.json").write_text(json.dumps(config))
+    (joined / f"notes{HOSTILE}").write_text("")
+    table, listed, kept = run("list", joined), run("list", joined, "--json"), run_all("remove", joined, "zh")
+    for shown in (table, listed, kept):
+        assert [c for c in shown if not c.isprintable() and c != "\n"] == []
+    assert all(r"\x1b[2J\x9b[b]\u202e:x:" in shown for shown in (table, kept))
+    assert json.loads(listed)[0]["origin"] == HOSTILE
+
+
+def test_explain_and_its_page_show_names_as_they_may_be(joined, tmp_path):
+    page = tmp_path / "<b>\x1b[2J\u202e.html"
+    ran = CliRunner().invoke(app, ["explain", str(joined), "a\x1b[2Jb\u200d", "-o", str(page)], catch_exceptions=False)
+    assert ran.exit_code == 0
+    assert "\x1b" not in ran.output and "a␛[2Jb\u200d" in ran.output and r"\u202e" in ran.output
+    text = page.read_text()
+    assert "\x1b" not in text and "\u202e" not in text and "<b>" not in text and "b\u200d" in text
 
 
 def test_list_shows_families_that_name_their_shape_otherwise(places, tokenizer, joined, tmp_path):

@@ -31,27 +31,6 @@ from treering.composition import (
 from treering.errors import TreeringError
 
 
-@pytest.fixture(scope="module")
-def saved(expert, tokenizer, tmp_path_factory):
-    """Three experts' directories, by name."""
-    places = {}
-    for seed, (name, layers, family) in enumerate([("ru", 2, "gpt_neox"), ("zh", 1, "gpt_neox"), ("en", 1, "llama")]):
-        place = tmp_path_factory.mktemp("experts") / name
-        expert(seed, layers, family).save_pretrained(place)
-        tokenizers.save(tokenizer, place)
-        data = {"sources": [{"name": name}]}
-        record = {"origin": {"data": data, "sources": [name]}, "measured": {"tokens": 100_000}}
-        (place / "training.json").write_text(json.dumps(record))
-        places[name] = place
-    return places
-
-
-@pytest.fixture
-def pair(saved, tmp_path):
-    compose_directories({name: saved[name] for name in ("ru", "zh")}, tmp_path / "pair")
-    return tmp_path / "pair"
-
-
 def content(place):
     return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
@@ -160,14 +139,12 @@ def test_without_links_files_are_copied(saved, pair, tmp_path, monkeypatch):
     assert content(pair) == content(tmp_path / "all")
 
 
-def test_leaving_and_weighing_read_no_weights(saved, tmp_path, monkeypatch):
+def test_leaving_and_weighing_load_no_model(saved, tmp_path, monkeypatch):
     def weights_are_read(*_: object, **__: object) -> None:
         raise AssertionError("weights were read")
 
     compose_directories(saved, tmp_path / "all")
-    for reader in (AutoModelForCausalLM, directory.AutoModelForCausalLM):
-        monkeypatch.setattr(reader, "from_pretrained", weights_are_read)
-    monkeypatch.setattr(directory, "load_file", weights_are_read)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", weights_are_read)
     remove_expert(tmp_path / "all", "ru")
     reweight(tmp_path / "all", {"en": 2})
     set_rule(tmp_path / "all", "mean")
@@ -211,6 +188,87 @@ def test_files_of_the_user_stay_and_are_named(pair, tmp_path):
     assert remove_expert(pair, "zh") == ["README.md", "notes/link"]
     assert (pair / "README.md").read_text() == "Made of ru and zh."
     assert (pair / "notes" / "link").readlink() == Path("nowhere")
+
+
+def hostile(place, name):
+    """A composition with an expert called so, and links that make of its name a way out."""
+    text = (place / "config.json").read_text().replace('"name": "zh"', f'"name": "{name}"')
+    (place / "config.json").write_text(text)
+    index = (place / "model.safetensors.index.json").read_text()
+    (place / "model.safetensors.index.json").write_text(index.replace("expert-zh", f"expert-{name}"))
+    deep = place / "payload" / "a" / "b" / "c" / "d"
+    deep.mkdir(parents=True)
+    (place / "expert-zh.safetensors").rename(place / "payload" / "..safetensors")
+    (place / "payload" / "authorized_keys").write_text("theirs")
+    (place / "expert-q").symlink_to("payload/a/b/c/d")
+    (place / "tokenizers").mkdir()
+    (place / "tokenizers" / "q").symlink_to("../payload/a/b/c/d")
+    return place
+
+
+CHANGES = {
+    "reweight": lambda place, saved: reweight(place, {"ru": 2}),
+    "rule": lambda place, saved: set_rule(place, "mean"),
+    "add": lambda place, saved: add_expert(place, saved["en"], "en"),
+    "remove": lambda place, saved: remove_expert(place, "ru"),
+    "fit": lambda place, saved: fit_directory(place, {"ru": ["text"]}, "weighted"),
+}
+
+
+@pytest.mark.parametrize("verb", CHANGES)
+def test_no_name_leads_out_of_a_composition(saved, pair, tmp_path, verb):
+    home = tmp_path / "home"
+    (home / "work").mkdir(parents=True)
+    (home / "authorized_keys").write_text("mine")
+    place = hostile(pair.rename(home / "work" / "pair"), "q/../../../../.")
+    before = content(tmp_path)
+    with pytest.raises(TreeringError, match="cannot be an expert's name"):
+        CHANGES[verb](place, saved)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("verb", CHANGES)
+@pytest.mark.parametrize("file", ["expert-zh.safetensors", "tokenizer.json", "generation_config.json", "tokenizers"])
+def test_no_file_of_a_composition_is_a_link_when_it_is_changed(saved, pair, tmp_path, verb, file):
+    outside = tmp_path / "outside"
+    if (pair / file).exists():
+        (pair / file).rename(outside)
+    else:
+        shutil.copytree(saved["ru"], outside / "zh")
+    (pair / file).symlink_to(outside)
+    before = content(tmp_path)
+    with pytest.raises(TreeringError, match="is a link, which Treering does not follow"):
+        CHANGES[verb](pair, saved)
+    assert content(tmp_path) == before
+
+
+def test_directories_of_the_user_that_are_links_are_not_walked_into(pair, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one").write_text("a photo")
+    (pair / "photos").symlink_to(tmp_path / "photos")
+    assert remove_expert(pair, "zh") == ["photos"]
+    assert (pair / "photos").readlink() == tmp_path / "photos"
+    assert (tmp_path / "photos" / "one").read_text() == "a photo"
+
+
+def test_devices_are_refused(pair):
+    os.mkfifo(pair / "notes")
+    with pytest.raises(TreeringError, match="no ordinary file"):
+        reweight(pair, {"ru": 2})
+
+
+def test_a_change_that_somebody_else_overtook_is_not_made(saved, pair, monkeypatch):
+    honest = directory.compose
+
+    def slow(*arguments, **options):
+        monkeypatch.undo()
+        reweight(pair, {"ru": 7})
+        return honest(*arguments, **options)
+
+    monkeypatch.setattr(directory, "compose", slow)
+    with pytest.raises(TreeringError, match="changed by somebody else meanwhile"):
+        add_expert(pair, saved["en"], "en")
+    assert [(record["name"], record["weight"]) for record in list_experts(pair)] == [("ru", 7), ("zh", 1)]
 
 
 def test_another_tokenizer_is_refused_naming_both(saved, pair, tokenizer, tmp_path):
@@ -273,6 +331,11 @@ def test_tensors_that_the_index_forgot_are_missed(pair):
     shard = load_file(pair / "expert-zh.safetensors")
     del shard[gone]
     save_file(shard, pair / "expert-zh.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TreeringError, match=r"expert-zh.safetensors is damaged .* does not hold the expert zh"):
+        load_model(pair)
+    config = json.loads((pair / "config.json").read_text())
+    del config["experts"][1]["fingerprint"]  # as before there were any
+    (pair / "config.json").write_text(json.dumps(config))
     with pytest.raises(TreeringError, match=f"lack 1 of the model's tensors, such as {gone}"):
         load_model(pair)
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import typer
 
 from treering.errors import TreeringError
+
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="run Python code that comes with a model, if transformers lacks its kind"),
+]
 
 
 def named(entry: str) -> tuple[str, str]:

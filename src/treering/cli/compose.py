@@ -61,7 +61,7 @@ def join(
     across_substrates: Across = False,
 ) -> None:
     """Join experts (what compose does if it reads no other command); nothing is trained, and they stay as they are."""
-    from treering.cli.console import progress
+    from treering.cli.console import plain, progress
     from treering.composition import DEFAULT_RULE, compose_directories
 
     console, named = progress(), dict[str, str]()
@@ -81,7 +81,7 @@ def join(
     composed = compose_directories(named, output, rule or DEFAULT_RULE, records, across_substrates)
     total, substrates = sum(p.numel() for p in composed.parameters()), len(composed.substrates)
     shared = "one substrate" if substrates == 1 else f"{substrates or 'no'} substrates"
-    console.print(f"{output}: {', '.join(named)} joined by {composed.rule}; {total:,} parameters, {shared}")
+    console.print(plain(f"{output}: {', '.join(named)} joined by {composed.rule}; {total:,} parameters, {shared}"))
 
 
 @app.command()
@@ -95,13 +95,13 @@ def add(
     across_substrates: Across = False,
 ) -> None:
     """Let one more expert join; the others' files are not touched. What was fitted to the others alone is dropped."""
-    from treering.cli.console import progress
+    from treering.cli.console import plain, progress
     from treering.composition import add_expert
 
     name, path = arguments.named(expert)
     told = {"weight": weight} | {k: v for k, v in (("licence", licence), ("origin", origin)) if v is not None}
     add_expert(directory, path, name, rule, told, across_substrates)
-    progress().print(f"{directory}: {name} joined")
+    progress().print(plain(f"{directory}: {name} joined"))
 
 
 @app.command()
@@ -111,13 +111,13 @@ def remove(
     rule: Instead = None,
 ) -> None:
     """Let an expert leave without a trace: what stays is, to the byte, what composing the others would have made."""
-    from treering.cli.console import progress
+    from treering.cli.console import plain, progress
     from treering.composition import remove_expert
 
     console, foreign = progress(), remove_expert(directory, name, rule)
-    console.print(f"{directory}: {name} left")
+    console.print(plain(f"{directory}: {name} left"))
     if foreign:
-        console.print(f"Files of yours that were kept, and may name it: {', '.join(foreign)}")
+        console.print(plain(f"Files of yours that were kept, and may name it: {', '.join(foreign)}"))
 
 
 @app.command("list")
@@ -125,15 +125,14 @@ def list_(
     directory: Directory, json: Annotated[bool, typer.Option("--json", help="all that is recorded of each")] = False
 ) -> None:
     """Who is in a composition: weight, size, origin, licence, data, fingerprint."""
-    from rich import print_json
     from rich.table import Table
 
-    from treering.cli.console import results
+    from treering.cli.console import plain, results
     from treering.composition import list_experts
 
     experts = list_experts(directory)
     if json:
-        print_json(data=experts)
+        results().print(_readable(experts), markup=False, highlight=False, emoji=False, soft_wrap=True)
         return
     table = Table("expert", "weight", "share", "model", "parameters", "origin", "licence", box=None)
     for column in ("trained on", "fingerprint"):
@@ -142,7 +141,7 @@ def list_(
         training = record.get("training") or {}
         sources = ", ".join(source["name"] for source in (record.get("data") or {}).get("sources", []))
         read = training.get("measured", {}).get("tokens")
-        table.add_row(
+        cells = (
             record["name"],
             f"{record['weight']:g}",
             f"{record['share']:.1%}",
@@ -153,7 +152,16 @@ def list_(
             f"{sources}: {read:,} tokens" if sources and read else sources or "?",
             (record.get("fingerprint") or "?")[:12],
         )
+        table.add_row(*map(plain, cells))
     results().print(table)
+
+
+def _readable(values: object) -> str:
+    """JSON whose strings are as they are, but for what a terminal would obey, which is escaped."""
+    from json import dumps
+
+    text = dumps(values, ensure_ascii=False, indent=2)
+    return "".join(c if c.isprintable() or c == "\n" else dumps(c)[1:-1] for c in text)
 
 
 @app.command()
@@ -162,12 +170,12 @@ def reweight(
     weights: Annotated[list[str], typer.Argument(metavar="NAME=WEIGHT", help="relative to the others'")],
 ) -> None:
     """Trust some experts more before a text begins; 0 silences one. Those not named keep their weights."""
-    from treering.cli.console import progress
+    from treering.cli.console import plain, progress
     from treering.composition import reweight as store
 
     chosen = dict(_numbers(weights))
     store(directory, chosen)
-    progress().print(f"{directory}: {', '.join(f'{name} {weight:g}' for name, weight in chosen.items())}")
+    progress().print(plain(f"{directory}: {', '.join(f'{name} {weight:g}' for name, weight in chosen.items())}"))
 
 
 @app.command()
@@ -175,11 +183,11 @@ def rule(
     directory: Directory, rule: Annotated[str, typer.Argument(metavar="RULE", help="compose rules lists all")]
 ) -> None:
     """Store another rule in a composition."""
-    from treering.cli.console import progress
+    from treering.cli.console import plain, progress
     from treering.composition import set_rule
 
     set_rule(directory, rule)
-    progress().print(f"{directory}: joined by {rule}")
+    progress().print(plain(f"{directory}: joined by {rule}"))
 
 
 @app.command()
@@ -211,7 +219,7 @@ def fit(
     ] = None,
 ) -> None:
     """Fit weights, a gate or an adapter on top of the experts, on text that none was trained on; then join by it."""
-    from treering.cli.console import progress
+    from treering.cli.console import plain, progress
     from treering.composition import fit_directory
 
     texts = arguments.texts(text, data, split="calibration")
@@ -222,10 +230,11 @@ def fit(
     console = progress()
     done = fit_directory(directory, texts, rule, tokens, console)
     read = ", ".join(f"{name} {count:,}" for name, count in done.texts.items())
-    console.print(
+    told = (
         f"{directory}: joined by {done.rule}, fitted on {done.tokens:,} tokens ({read}); "
         f"{done.before:.4f} → {done.after:.4f} nats per token there"
     )
+    console.print(plain(told))
 
 
 def _numbers(entries: Sequence[str] | None) -> list[tuple[str, float]]:
@@ -248,21 +257,22 @@ def generate(
     beams: Annotated[int, typer.Option(min=1, help="beam search, with temperature 0")] = 1,
     seed: Annotated[int | None, typer.Option(help="for the same text again")] = None,
     rule: Annotated[str | None, typer.Option(help="join a composition's experts by another rule this time")] = None,
+    trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
     """Let a model go on from a text."""
-    from transformers import TextStreamer
-
-    from treering.cli.console import progress
-    from treering.composition import load_model
+    from treering.cli.console import progress, shown, streamer
+    from treering.composition import load_model, running
     from treering.evaluation import generate as generate_text
     from treering.evaluation import prompt_ids
     from treering.tokenizer import load
 
     progress()
-    tokenizer, loaded = load(model), load_model(model, rule=rule)
-    prompt_ids(loaded, tokenizer, text, tokens)  # what cannot work is said before anything is printed
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if beams == 1 else None
-    print(text, end="", flush=True)
-    written = generate_text(loaded, tokenizer, text, tokens, temperature, top_p, beams, seed, streamer=streamer)
-    if streamer is None:
-        print(written)
+    tokenizer = load(model, trust_remote_code)
+    loaded = load_model(model, rule=rule, trust_remote_code=trust_remote_code)
+    with running(model):
+        prompt_ids(loaded, tokenizer, text, tokens)  # what cannot work is said before anything is printed
+        stream = streamer(tokenizer) if beams == 1 else None
+        print(text, end="", flush=True)
+        written = generate_text(loaded, tokenizer, text, tokens, temperature, top_p, beams, seed, streamer=stream)
+    if stream is None:
+        print(shown(written))

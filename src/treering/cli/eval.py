@@ -22,6 +22,7 @@ def bits(
     limit: Annotated[int | None, typer.Option(min=1, help="documents per text at most, the first ones")] = None,
     uniform: Annotated[bool, typer.Option(help="add the baseline that knows nothing")] = True,
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
+    trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
     """Bits per byte on held-out documents, with a 95% interval (bootstrap over documents)."""
     from rich import print_json
@@ -36,11 +37,12 @@ def bits(
     rows: list[Row] = []
     for entry in models:
         name, path = arguments.named(entry)
-        tokenizer = load(path)
+        tokenizer = load(path, trust_remote_code)
         if uniform and not rows:
             rows += uniform_bits_per_byte(tokenizer, texts)
         with console.status(f"measuring {path} …"):
-            rows += bits_per_byte(name, load_model(path), tokenizer, texts)
+            model = load_model(path, trust_remote_code=trust_remote_code)
+            rows += bits_per_byte(name, model, tokenizer, texts)
     if json:
         print_json(data=rows)
     else:
@@ -99,6 +101,7 @@ def abilities(
     text: Annotated[list[str] | None, typer.Option(help="file to measure on, as NAME=FILE or FILE")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="documents per text")] = None,
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
+    trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
     """What small models can do: bits per byte, which paragraph comes next, a value stated before (chance 25%)."""
     from rich import print_json
@@ -114,7 +117,8 @@ def abilities(
     for entry in models:
         name, path = arguments.named(entry)
         with progress().status(f"measuring {path} …"):
-            found += measure(name, load_model(path), load(path), texts)
+            model = load_model(path, trust_remote_code=trust_remote_code)
+            found += measure(name, model, load(path, trust_remote_code), texts)
     if json:
         print_json(data=found)
     else:

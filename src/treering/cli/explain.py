@@ -29,8 +29,8 @@ def explain(
     """Show which expert knew which word of a text."""
     from rich.text import Text
 
-    from treering.cli.console import progress, results
-    from treering.composition import load_model
+    from treering.cli.console import plain, progress, results
+    from treering.composition import load_model, running
     from treering.errors import TreeringError
     from treering.evaluation import explain as attribute
     from treering.evaluation.attribution import require_composition
@@ -43,7 +43,7 @@ def explain(
         _require_ours(output)
     read = text if text is not None else _contents(file or Path("-"))
     console = progress()
-    with console.status("reading …"):
+    with console.status("reading …"), running(model):
         composition = require_composition(load_model(model))
         if rule is not None:
             composition.use(rule)
@@ -55,20 +55,21 @@ def explain(
         results().print(Text(), totals(attribution))
     if output is not None:
         _write(output, explanation(attribution, _command(model, text, file, rule, output)))
-        console.print(f"{output}: the same to point at, with the weights along the text", markup=False)
+        console.print(plain(f"{output}: the same to point at, with the weights along the text"))
 
 
 def coloured(attribution: Attribution) -> Text:
     """The text on the experts' colours: strong where one has all the credit, white where all have the same."""
     from rich.text import Text
 
-    from treering.report.explanation import colours, printable, shade
+    from treering.reading import visible
+    from treering.report.explanation import colours, shade
 
     pieces, palette = attribution.pieces(), colours(len(attribution.experts))
     shown = Text()
     for (start, end), credit in zip(pieces.spans, pieces.credit.T.tolist(), strict=True):
         colour, sure = shade(credit, palette)
-        shown.append(printable(attribution.text[start:end]), _highlight(colour, 0.6 * sure))
+        shown.append(visible(attribution.text[start:end]), _highlight(colour, 0.6 * sure))
     return shown
 
 
@@ -77,9 +78,11 @@ def totals(attribution: Attribution) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from treering.cli.console import plain
     from treering.report.explanation import colours
 
-    table = Table(f"joined by {attribution.rule}", box=None)
+    table = Table(box=None)
+    table.add_column(plain(f"joined by {attribution.rule}"))
     for column in ("share of tokens", "share of bytes", "bits per byte"):
         table.add_column(column, justify="right")
     for share, colour in zip(attribution.shares(), colours(len(attribution.experts)), strict=True):
@@ -129,10 +132,15 @@ def _write(output: Path, page: str) -> None:
 
 
 def _command(model: str, text: str | None, file: Path | None, rule: str | None, output: Path) -> str:
-    words = ["treering", "explain", model]
-    words += [text] if text is not None else ["--file", str(file)]
+    from treering.reading import printable
+
+    def name(of: object) -> str:
+        return printable(str(of), 4096)
+
+    words = ["treering", "explain", name(model)]
+    words += [text] if text is not None else ["--file", name(file)]
     words += ["--rule", rule] if rule is not None else []
-    return shlex.join([*words, "-o", str(output)])
+    return shlex.join([*words, "-o", name(output)])
 
 
 def _as_json(rows: Iterable[object]) -> str:

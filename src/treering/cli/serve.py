@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from treering.cli import arguments
+
 
 def serve(
     model: Annotated[str, typer.Argument(metavar="DIR", help="an expert, a composition, or a hub name")],
@@ -20,6 +22,7 @@ def serve(
     max_body: Annotated[int, typer.Option("--max-body-mb", min=1, help="largest request, in MiB")] = 4,
     timeout: Annotated[int, typer.Option(min=1, help="seconds after which an answer is broken off")] = 600,
     parallel: Annotated[int, typer.Option(min=1, help="texts that are written at once, taking turns")] = 4,
+    trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
     """Answer OpenAI's clients with a model: completions, and chat if its tokenizer has a chat template."""
     from treering.cli.console import progress
@@ -27,4 +30,4 @@ def serve(
     from treering.serving.limits import MIB, Limits
 
     limits = Limits(body=max_body * MIB, request_seconds=timeout, parallel=parallel)
-    run(model, host, port, progress(), api_key, limits)
+    run(model, host, port, progress(), api_key, limits, trust_remote_code)

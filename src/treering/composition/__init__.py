@@ -6,13 +6,13 @@ from treering.composition.directory import (
     compose_directories,
     fit_directory,
     list_experts,
-    load_model,
     remove_expert,
     reweight,
     set_rule,
 )
 from treering.composition.fitting import Fit, fit
 from treering.composition.joining import DEFAULT_RULE, compose, require_fitted
+from treering.composition.loading import load_model, running
 from treering.composition.model import ComposedModel
 from treering.composition.rules import RULES, Joined, Reading, Rule, register, rule
 
@@ -37,5 +37,6 @@ __all__ = [
     "require_fitted",
     "reweight",
     "rule",
+    "running",
     "set_rule",
 ]

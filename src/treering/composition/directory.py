@@ -12,29 +12,31 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from treering import backbone
 from treering import tokenizer as tokenizers
-from treering.composition import layout
+from treering.composition import fingerprints, layout
 from treering.composition.configuration import CompositionConfig, expert_config
 from treering.composition.fitting import Fit, fit
-from treering.composition.joining import DEFAULT_RULE, compose, describe, require_fit, require_fitted, require_single
+from treering.composition.joining import (
+    DEFAULT_RULE,
+    compose,
+    describe,
+    require_fit,
+    require_fitted,
+    require_single,
+    unequal,
+)
+from treering.composition.loading import load_model, read_composition
 from treering.composition.model import ComposedModel
 from treering.composition.provenance import provenance
 from treering.composition.rules import rule as parse_rule
 from treering.errors import TreeringError
 from treering.location import locate
 from treering.output import explain_full_disk, link_or_copy, replaced_directory, require_new, staged_directory
+from treering.reading import inside, printable
 
 Files = dict[str, Path]
 """Files by the name that they have in a directory, wherever they lie."""
@@ -49,6 +51,7 @@ _TOKENIZER_FILES = (
 )
 _OWN_FILES = (
     *_TOKENIZER_FILES,
+    _TOKENIZERS,
     f"{_TOKENIZERS}/*",
     "config.json",
     "generation_config.json",
@@ -58,41 +61,6 @@ _OWN_FILES = (
     layout.substrate_file("*"),
     layout.FUSION,
 )
-
-
-def load_model(directory: str | os.PathLike[str], dtype: Any = None, rule: str | None = None) -> PreTrainedModel:
-    """Load an expert or a composition for use, from a directory or the hub.
-
-    Args:
-        dtype: of its weights, instead of the one that they are stored in.
-        rule: joins a composition's experts this time, instead of the rule that it was stored with.
-
-    Raises:
-        TreeringError: there is no model, its files are damaged or cut short, or a rule is given for a model that is
-            no composition, one that there is not, or one that has to be fitted first.
-    """
-    place = locate(directory, "model")
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True)
-    except Exception as error:  # transformers, safetensors and the hub each raise their own
-        raise TreeringError(
-            f"No model could be loaded from {directory}: {error}\nIf it is damaged, copy or make it again."
-        ) from error
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise TreeringError(
-            f"{directory} is damaged: its files lack {len(missing)} of the model's tensors, such as {missing[0]}. "
-            "Copy or make it again."
-        )
-    if rule is None:
-        return model.eval()
-    if not isinstance(model, ComposedModel):
-        raise TreeringError(
-            f"{directory} is a single {model.config.model_type} model, not a composition: there is nothing that the "
-            f"rule {rule} could join."
-        )
-    require_fitted(model.config.fusion, parse_rule(rule))
-    return model.eval().use(rule)
 
 
 def compose_directories(
@@ -126,7 +94,7 @@ def compose_directories(
     models = {name: require_single(name, load_model(path)) for name, path in experts.items()}
     read = {name: _tokenizer(path, models[name]) for name, path in experts.items()}
     _require_same_tokenizer(read)
-    found = {name: _record(path, models[name], given.get(name, {})) for name, path in experts.items()}
+    found = {name: _record(path, given.get(name, {})) for name, path in experts.items()}
     composed = compose(models, rule, found, across_substrates)
     _require_covered(composed.config, next(iter(read.values())))
     with (
@@ -170,16 +138,17 @@ def add_expert(
     model = require_single(name, load_model(expert))
     read = {f"the composition {directory}": tokenizers.load(directory), name: _tokenizer(expert, model)}
     _require_same_tokenizer(read)
-    alone = compose({name: model}, chosen, {name: _record(expert, model, record or {})}, across_substrates=True)
+    alone = compose({name: model}, chosen, {name: _record(expert, record or {})}, across_substrates=True)
     standings = {record["name"]: backbone.standing(expert_config(record)) for record in before.experts}
     require_fit(standings | {name: backbone.standing(model.config)}, across_substrates)
     after = describe([*_unfitted(before), *alone.config.experts], chosen)
     _require_covered(after, read[name])
     new = alone.shards()
     for file in set(layout.shard_files(before)) & set(new):
+        fingerprints.verify(before, directory, [file])
         _require_same_matrix(directory / file, new.pop(file), name)
     with _saved({name: read[name]}) as saved:
-        rewrite(directory, after, new, {other: _tokenizer_files(directory, other) for other in names} | saved)
+        rewrite(directory, before, after, new, {other: _tokenizer_files(directory, other) for other in names} | saved)
 
 
 def remove_expert(directory: str | os.PathLike[str], name: str, rule: str | None = None) -> list[str]:
@@ -204,7 +173,7 @@ def remove_expert(directory: str | os.PathLike[str], name: str, rule: str | None
         raise TreeringError(f"{name} is the only expert of {directory}; delete the directory instead.")
     records = [record for record in _unfitted(before) if record["name"] != name]
     after = describe(records, _outliving(before, rule, directory))
-    return rewrite(directory, after)
+    return rewrite(directory, before, after)
 
 
 def list_experts(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -243,7 +212,7 @@ def reweight(directory: str | os.PathLike[str], weights: Mapping[str, float]) ->
         _require_known(name, [record["name"] for record in config.experts])
     records = [record | {"weight": float(weights.get(record["name"], record["weight"]))} for record in config.experts]
     fusion = {name: fit for name, fit in (config.fusion or {}).items() if name != "weighted"}
-    rewrite(directory, describe(records, config.rule, fusion))
+    rewrite(directory, config, describe(records, config.rule, fusion))
 
 
 def set_rule(directory: str | os.PathLike[str], rule: str) -> None:
@@ -256,7 +225,7 @@ def set_rule(directory: str | os.PathLike[str], rule: str) -> None:
     directory = Path(directory)
     config = read_composition(directory)
     require_fitted(config.fusion, parse_rule(rule))
-    rewrite(directory, describe(config.experts, rule, config.fusion))
+    rewrite(directory, config, describe(config.experts, rule, config.fusion))
 
 
 def fit_directory(
@@ -271,46 +240,28 @@ def fit_directory(
     Args and Raises: see `treering.composition.fitting.fit`. If anything is raised, nothing was changed.
     """
     directory = Path(directory)
-    read_composition(directory)
+    before = read_composition(directory)
     model, tokenizer = load_model(directory), tokenizers.load(directory)
     assert isinstance(model, ComposedModel)
     done = fit(model, tokenizer, texts, rule, tokens, console)
     learned = {file: tensors for file, tensors in model.shards().items() if file == layout.FUSION}
-    rewrite(directory, describe(model.config.experts, str(model.rule), model.config.fusion), learned)
+    rewrite(directory, before, describe(model.config.experts, str(model.rule), model.config.fusion), learned)
     return done
-
-
-def read_composition(directory: str | os.PathLike[str]) -> CompositionConfig:
-    """The configuration of the composition in ``directory``.
-
-    Raises:
-        TreeringError: there is none, or something else, or files of it are missing.
-    """
-    if not Path(directory).is_dir():
-        raise TreeringError(f"There is no directory {directory} with a composition.")
-    try:
-        config = AutoConfig.from_pretrained(directory)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError … for one and the same cause
-        raise TreeringError(f"{directory} holds no composition that could be read: {error}") from error
-    if not isinstance(config, CompositionConfig):
-        raise TreeringError(
-            f"{directory} is a single {config.model_type} model, not a composition. Join it with others to make one: "
-            f"treering compose {directory} EXPERT -o OUT"
-        )
-    for file in layout.shard_files(config):
-        layout.tensor_bytes(Path(directory) / file)
-    return config
 
 
 def rewrite(
     directory: Path,
+    before: CompositionConfig,
     after: CompositionConfig,
     new: Mapping[str, dict[str, Tensor]] | None = None,
     tokens: Mapping[str, Files] | None = None,
 ) -> list[str]:
     """Make the composition in ``directory`` the one that ``after`` describes, all at once.
 
+    Shards that stay are read once, to compare them with their fingerprints, and linked.
+
     Args:
+        before: what it was when ``after`` was decided upon.
         new: tensors by shard; every other shard stays as it is, without a copy.
         tokens: by expert, the files of its tokenizer; those that ``directory`` has for it by default.
 
@@ -318,17 +269,21 @@ def rewrite(
         Files that do not belong to a composition; they stay too.
 
     Raises:
-        TreeringError: the disk is full. Whatever is raised, nothing was changed.
+        TreeringError: the disk is full, a file of the composition is a link or a device, a shard that stays is not what
+            was written, or somebody else changed the composition meanwhile. Whatever is raised, nothing was changed.
     """
-    new, before = new or {}, read_composition(directory)
-    names = [record["name"] for record in after.experts]
-    foreign = {name: path for name, path in _files(directory).items() if not _is_own(name)}
+    new, names = new or {}, [record["name"] for record in after.experts]
+    after.substrates = before.substrates
     with explain_full_disk(directory.parent), replaced_directory(directory) as staging:
+        if read_composition(directory).to_dict() != before.to_dict():
+            raise TreeringError(f"{directory} was changed by somebody else meanwhile. Run the same command again.")
+        foreign = _foreign(directory)
+        fingerprints.record(after, directory, new)
         for file in layout.shard_files(after):
             if file in new:
                 layout.write_shard(new[file], staging / file)
             else:
-                link_or_copy(directory / file, staging / file)
+                link_or_copy(inside(directory, file), staging / file)
         layout.write_description(after, staging)
         if names == [record["name"] for record in before.experts]:
             _link(_only(directory, ("generation_config.json",)), staging)
@@ -337,6 +292,19 @@ def rewrite(
         _place_tokenizers(tokens or {name: _tokenizer_files(directory, name) for name in names}, staging)
         _link(foreign, staging)
     return sorted(foreign)
+
+
+def _foreign(directory: Path) -> Files:
+    """The files in a composition's directory that are not its own.
+
+    Raises:
+        TreeringError: one of its own is a link, which could lead anywhere, or one is a device.
+    """
+    files = _files(directory)
+    for name, path in files.items():
+        if _is_own(name) or not path.is_symlink():
+            inside(directory, name)
+    return {name: path for name, path in files.items() if not _is_own(name)}
 
 
 def _unfitted(config: CompositionConfig) -> list[dict[str, Any]]:
@@ -361,24 +329,21 @@ def _outliving(config: CompositionConfig, chosen: str | None, directory: Path) -
     return str(known)
 
 
-def _record(expert: str | os.PathLike[str], model: PreTrainedModel, given: Mapping[str, Any]) -> dict[str, Any]:
+def _record(expert: str | os.PathLike[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """What a composition notes of an expert: what was given, else what its directory tells."""
-    return provenance(locate(expert, "model"), model) | dict(given)
+    return provenance(locate(expert, "model")) | dict(given)
 
 
 def _require_known(name: str, names: Any) -> None:
     if name not in names:
-        raise TreeringError(f"There is no expert {name!r}. There are: {', '.join(names)}.")
+        raise TreeringError(f"There is no expert {printable(repr(name))}. There are: {', '.join(names)}.")
 
 
 def _require_same_matrix(path: Path, shard: dict[str, Tensor], name: str) -> None:
     """Refuse an embedding that differs from the stored substrate whose fingerprint it bears."""
-    stored = load_file(path)
+    stored = fingerprints.shard(path)
     if not all(torch.equal(stored[key], tensor.cpu()) for key, tensor in shard.items()):
-        raise TreeringError(
-            f"{name}'s embedding is not the substrate that its config.json names, as {path} holds it: it was changed "
-            "after docking."
-        )
+        raise TreeringError(unequal([[name], [f"the experts of {path.parent}"]]))
 
 
 def _tokenizer(expert: str | os.PathLike[str], model: PreTrainedModel) -> PreTrainedTokenizerFast:
@@ -452,9 +417,12 @@ def _link(files: Files, directory: Path) -> None:
 
 
 def _files(directory: Path) -> Files:
-    """All files below a directory, and links to others."""
-    paths = (path for path in sorted(directory.rglob("*")) if path.is_symlink() or not path.is_dir())
-    return {path.relative_to(directory).as_posix(): path for path in paths}
+    """All files below a directory, and links, none of which is followed."""
+    found = []
+    for folder, folders, names in os.walk(directory):
+        found += [Path(folder, name) for name in names]
+        found += [Path(folder, name) for name in folders if Path(folder, name).is_symlink()]
+    return {path.relative_to(directory).as_posix(): path for path in sorted(found)}
 
 
 def _only(directory: Path, patterns: tuple[str, ...]) -> Files:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import inspect
-import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from treering import backbone
 from treering.backbone import Standing
 from treering.composition.adapters import merged
 from treering.composition.configuration import CompositionConfig, expert_config
+from treering.composition.fingerprints import record_substrates
 from treering.composition.layout import substrate_key
 from treering.composition.model import ComposedModel
 from treering.composition.rules import DEFAULT_RULE, Rule, rule
+from treering.composition.schema import expert_name
 from treering.errors import TreeringError
 
 
@@ -41,7 +41,8 @@ def compose(
 
     Raises:
         TreeringError: no expert, a name that cannot be a file's, an adapter that cannot be merged, a composition as an
-            expert, one that keeps no keys and values, a rule that does not fit, weights that are no prior; experts on
+            expert, one that keeps no keys and values, one whose weights are not finite, a rule that does not fit,
+            weights that are no prior; experts that name one substrate but hold different matrices; experts on
             different tokenizers; and unless ``across_substrates``: an expert that Treering did not dock, experts on
             different substrates (both fingerprints are named), or a substrate that was trained, which no fingerprint
             stands for.
@@ -51,9 +52,10 @@ def compose(
         raise TreeringError("A composition needs at least one expert.")
     experts = {name: merged(name, expert) for name, expert in experts.items()}
     for name, expert in experts.items():
-        _require_name(name)
+        expert_name(name)
         require_single(name, expert)
         _require_cache(name, expert)
+        _require_finite(name, expert)
     require_fit({name: backbone.standing(expert.config) for name, expert in experts.items()}, across_substrates)
     substrates = {name: substrate_of(expert) for name, expert in experts.items()}
     _require_unchanged(experts, substrates)
@@ -74,6 +76,7 @@ def compose(
         composed.experts[name].set_attn_implementation(expert.config._attn_implementation)
     composed.load_state_dict({key: value.detach() for key, value in weights.items()}, assign=True)
     composed.tie_weights()
+    record_substrates(composed.config, composed.shards())
     return composed.eval().use(rule_name)
 
 
@@ -85,7 +88,6 @@ def describe(
     Raises:
         TreeringError: there is no such rule, or the weights are no prior.
     """
-    _require_prior({record["name"]: record["weight"] for record in records})
     first, substrates = expert_config(records[0]), {record["substrate"] for record in records}
     return CompositionConfig(
         experts=[{**record, "weight": float(record["weight"])} for record in records],
@@ -155,16 +157,6 @@ def require_single(name: str, model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _require_name(name: str) -> None:
-    """Refuse a name that cannot be a file's or a module's."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise TreeringError(
-            f"{name!r} cannot be an expert's name: use letters, digits, '-' and '_' (NAME=DIR on the command line)."
-        )
-    if hasattr(nn.ModuleDict(), name):
-        raise TreeringError(f"{name!r} cannot be an expert's name: PyTorch keeps it for itself. Choose another.")
-
-
 def _require_cache(name: str, expert: PreTrainedModel) -> None:
     """Refuse a family whose past does not fit into a common cache; it would silently forget it."""
     if "past_key_values" not in inspect.signature(expert.forward).parameters:
@@ -172,15 +164,6 @@ def _require_cache(name: str, expert: PreTrainedModel) -> None:
             f"{name} is a {expert.config.model_type} model, which keeps no keys and values of what it has read, as the "
             "common cache of a composition needs. Join models with attention."
         )
-
-
-def _require_prior(weights: Mapping[str, float]) -> None:
-    """Refuse weights that no prior can be made of."""
-    for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            raise TreeringError(f"The weight of {name} is {weight}; a weight is a number of at least 0.")
-    if not any(weights.values()):
-        raise TreeringError("All weights are 0: at least one expert must count.")
 
 
 def _require_one_tokenizer(standings: Mapping[str, Standing | None]) -> None:
@@ -224,13 +207,36 @@ def _difference(what: str, first_name: str, first: Standing, name: str, own: Sta
 
 
 def _require_unchanged(experts: Mapping[str, PreTrainedModel], substrates: Mapping[str, str | None]) -> None:
-    """Refuse an embedding that differs from another's of the same fingerprint."""
-    matrices: dict[str, Tensor] = {}
-    for name, fingerprint in substrates.items():
-        if fingerprint is not None:
+    """Refuse embeddings that differ although they bear one fingerprint."""
+    for fingerprint in set(substrates.values()) - {None}:
+        groups: list[tuple[Tensor, list[str]]] = []
+        for name in (name for name, own in substrates.items() if own == fingerprint):
             own = backbone.embedding(experts[name]).weight
-            if not torch.equal(own, matrices.setdefault(fingerprint, own)):
-                raise TreeringError(
-                    f"{name}'s embedding is not the substrate {fingerprint} that its config.json names: it was changed "
-                    "after docking."
-                )
+            alike = next((names for matrix, names in groups if torch.equal(matrix, own)), None)
+            if alike is None:
+                groups.append((own, [name]))
+            else:
+                alike.append(name)
+        if len(groups) > 1:
+            raise TreeringError(unequal([names for _, names in groups]))
+
+
+def unequal(groups: Sequence[Sequence[str]]) -> str:
+    """What to say of those who name one substrate, in groups of one matrix each; nobody knows who is right."""
+    holders = "\n".join(f"  one matrix: {', '.join(names)}" for names in groups)
+    return (
+        f"{', '.join(name for names in groups for name in names)} name one substrate in config.json, but hold "
+        f"different matrices:\n{holders}\nOne was changed after docking, by fine-tuning its embedding, say. "
+        "Compare them with the directory of the substrate, and train the one that differs on it again."
+    )
+
+
+def _require_finite(name: str, expert: PreTrainedModel) -> None:
+    """Refuse weights that are no numbers: one NaN makes all that any expert says of a text NaN."""
+    for key, tensor in expert.state_dict().items():
+        if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
+            raise TreeringError(
+                f"{name} cannot be joined: {tensor.numel() - int(finite.sum()):,} of the {tensor.numel():,} numbers in "
+                f"its {key} are infinite or no numbers (NaN). Its training diverged; train it again at a lower rate, "
+                "or from a checkpoint before that."
+            )

@@ -22,11 +22,21 @@ from transformers import (
 )
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import cached_file
 
 from treering import backbone
+from treering.composition import fingerprints
 from treering.composition.caches import lay_out, views
 from treering.composition.configuration import CompositionConfig, expert_config
-from treering.composition.layout import expert_file, fitted, shards, substrate_key, write_description, write_shard
+from treering.composition.layout import (
+    INDEX,
+    expert_file,
+    fitted,
+    shards,
+    substrate_key,
+    write_description,
+    write_shard,
+)
 from treering.composition.reader import Reader, Text, is_known
 from treering.composition.rules import (
     Need,
@@ -85,7 +95,9 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         self.fusion = Fusion()
         for record in config.experts:
             # Loading chooses the precision, not what the expert was once stored in.
-            expert = AutoModelForCausalLM.from_config(expert_config(record), dtype=torch.get_default_dtype(), **asked)
+            expert = AutoModelForCausalLM.from_config(
+                expert_config(record), dtype=torch.get_default_dtype(), trust_remote_code=False, **asked
+            )
             if record["substrate"]:
                 matrix = nn.Embedding(expert.config.vocab_size, expert.config.hidden_size)
                 self.substrates[substrate_key(record["substrate"])] = matrix
@@ -295,10 +307,25 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         return torch.stack([reader.logits(own) for reader, own in zip(readers, hidden.split(widths, -1), strict=True)])
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a composition as transformers does, and freeze again what it lets train."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Load a composition as transformers does, if its files are what its configuration records of them.
+
+        What transformers lets train is frozen again.
+
+        Raises:
+            TreeringError: the configuration is damaged, or a file is not what was written; see ``fingerprints.verify``.
+        """
+        place = pretrained_model_name_or_path
+        loaded = super().from_pretrained(place, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._freeze()
+        if place is not None and kwargs.get("state_dict") is None:
+            where = ("cache_dir", "revision", "subfolder", "token", "local_files_only", "proxies")
+            index = cached_file(place, INDEX, **{name: kwargs[name] for name in where if name in kwargs})
+            fingerprints.verify(model.config, Path(str(index)).parent)
+            fingerprints.record_substrates(model.config, model.shards())  # in the precision that they have here
         return loaded
 
     def save_pretrained(  # type: ignore[override]
@@ -317,6 +344,8 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Write the configuration and one shard for each substrate, expert and fit, with Hugging Face's index.
 
+        The records' fingerprints become those of what is written.
+
         Args:
             is_main_process: whether this process writes.
             state_dict: the tensors to write instead of the model's own; with the same names and shapes.
@@ -326,8 +355,9 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             save_peft_format, save_original_format: there is but one format.
 
         Raises:
-            TreeringError: a shard is larger than allowed, ``state_dict`` is not of this composition, or a ``variant``
-                or a ``distributed_checkpoint`` was asked for.
+            TreeringError: a substrate, which is frozen, changed since the composition was made or loaded; a shard is
+                larger than allowed, ``state_dict`` is not of this composition, or a ``variant`` or a
+                ``distributed_checkpoint`` was asked for.
         """
         require_plain({"variant": variant, "distributed_checkpoint": distributed_checkpoint})
         if not push_to_hub:
@@ -341,6 +371,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         before = self._get_files_timestamps(directory)
         for record in self.config.experts:
             record["config"]["dtype"] = precision(shards[expert_file(record["name"])])
+        fingerprints.record(self.config, directory, shards)
         for file, tensors in shards.items():
             write_shard(tensors, directory / file)
         self.generation_config.save_pretrained(directory)

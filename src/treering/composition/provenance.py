@@ -2,50 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from huggingface_hub import ModelCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-from transformers import PreTrainedModel
+from huggingface_hub import ModelCard
 
-from treering.composition.joining import own_tensors
+from treering.composition.schema import Training, check
 from treering.errors import TreeringError
+from treering.location import file_of
+from treering.reading import inside, printable, read_json
+
+MOST_CARD = 2**20
+"""Bytes of a model card that is read."""
+MOST_LICENCE = 200
+"""Characters of a licence's name."""
 
 
-def provenance(place: str, expert: PreTrainedModel) -> dict[str, Any]:
+def provenance(place: str) -> dict[str, Any]:
     """What is known of the expert in ``place`` (a directory, or a name on the hub); None where nothing is.
 
     Raises:
-        TreeringError: its training.json or its model card cannot be read.
+        TreeringError: its training.json or its model card cannot be read, or is a link to somewhere else.
     """
     training = _training(place)
-    data = training["origin"].pop("data", None) if training else None
+    data = training.get("origin", {}).pop("data", None) if training else None
     return {
         "origin": Path(place).resolve().name if Path(place).is_dir() else place,
         "licence": _licence(place),
         "data": data,
         "training": training,
-        "fingerprint": fingerprint(expert),
     }
-
-
-def fingerprint(expert: PreTrainedModel) -> str:
-    """SHA-256 (hex) of an expert's own tensors, ordered by name: name, dtype, shape, and bytes of each.
-
-    It does not depend on the expert's name in a composition, nor on the substrate that it shares with others.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(own_tensors(expert).items()):
-        if name not in expert.all_tied_weights_keys:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            digest.update(json.dumps([name, dtype, list(tensor.shape)]).encode() + b"\n")
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _training(place: str) -> dict[str, Any] | None:
@@ -53,12 +40,9 @@ def _training(place: str) -> dict[str, Any] | None:
     path = _file(place, "training.json")
     if path is None:
         return None
-    try:
-        training = json.loads(path.read_text(encoding="utf-8"))
-        training["origin"].get("data")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise TreeringError(f"{path} is damaged ({error}). Copy the expert again.") from None
-    return training
+    training = read_json(path)
+    check(Training, training, str(path))
+    return dict(training)
 
 
 def _licence(place: str) -> str | None:
@@ -67,18 +51,30 @@ def _licence(place: str) -> str | None:
     if path is None:
         return None
     try:
-        named = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")
-    except (ValueError, yaml.YAMLError) as error:
-        raise TreeringError(f"The model card {path} cannot be read: {error}\nMend its front matter.") from None
-    return ", ".join(named) if isinstance(named, list) else named
+        with path.open("rb") as file:
+            text = file.read(MOST_CARD + 1).decode("utf-8")
+        if len(text) > MOST_CARD:
+            raise ValueError(f"it is longer than {MOST_CARD >> 20} MiB")
+        named = ModelCard(text, ignore_metadata_errors=True).data.get("license")
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise TreeringError(
+            f"The model card {path} cannot be read: {printable(str(error))}\nMend its front matter."
+        ) from None
+    names = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(isinstance(name, str) and len(name) <= MOST_LICENCE for name in names):
+        raise TreeringError(f"The model card {path} names a licence that is no name. Mend its front matter.")
+    return ", ".join(names) or None
 
 
 def _file(place: str, name: str) -> Path | None:
-    """A file of the expert, if it has one."""
-    if Path(place).is_dir():
-        path = Path(place) / name
-        return path if path.exists() else None
-    try:
-        return Path(hf_hub_download(place, name))
-    except EntryNotFoundError:
-        return None
+    """A file of the expert, if it has one; what it tells is published, so it may be no link to some other file."""
+    path = file_of(place, name)
+    if path is not None and path.is_symlink() and not _is_cached(path):
+        return inside(path.parent, name)
+    return path
+
+
+def _is_cached(path: Path) -> bool:
+    """Whether a link is one of the hub's cache, whose snapshots are made of links to ``blobs``."""
+    snapshot = path.parent.resolve()
+    return snapshot.parent.name == "snapshots" and path.resolve().parent == snapshot.parent.parent / "blobs"

@@ -38,6 +38,7 @@ def serve(
     console: Console | None = None,
     api_key: str | None = None,
     limits: Limits | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Serve an expert or a composition, from a directory or the hub, until Ctrl-C.
 
@@ -56,7 +57,8 @@ def serve(
     console = console or Console(stderr=True)
     with contextlib.suppress(KeyboardInterrupt), listen(host, port) as listener:
         require_key(listener, api_key)
-        served = Served(served_name(name_or_path), load_model(name_or_path), tokenizers.load(name_or_path), limits)
+        model = load_model(name_or_path, trust_remote_code=trust_remote_code)
+        served = Served(served_name(name_or_path), model, tokenizers.load(name_or_path, trust_remote_code), limits)
         prompt_ids(served.model, served.tokenizer, "", 1)  # what can never work is said before anybody asks
         host, port = listener.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
