@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,7 +26,8 @@ from transformers import PreTrainedModel
 from treering import backbone
 from treering.errors import TreeringError
 from treering.growth.blocks import only
-from treering.output import explain_full_disk
+from treering.output import explain_full_disk, sync_to_disk
+from treering.training.order import Reading
 from treering.training.processes import on_cpu, processes
 from treering.training.run import digest
 
@@ -132,24 +134,20 @@ class HiddenStates:
         return self.rows * self.row_bytes + CHECKSUM * row
 
 
-class HiddenBlocks(torch.utils.data.Dataset):
+class HiddenBlocks(Reading):
     """Packed blocks with their hidden states, for a Trainer (see ``treering.training.loss.collate``).
 
     Args:
-        blocks: map-style, each a mapping with ``input_ids``.
-        hidden: of the same rows.
-        rows: which of them, in what order.
+        hidden: of all ``blocks``.
     """
 
-    def __init__(self, blocks: Any, hidden: HiddenStates, rows: Sequence[int]) -> None:
-        self.blocks, self.hidden, self.rows = blocks, hidden, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    def __init__(self, blocks: Any, hidden: HiddenStates, rows: Sequence[int] | np.ndarray) -> None:
+        super().__init__(blocks, rows)
+        self.hidden = hidden
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = int(self.rows[index])
-        return {"input_ids": self.blocks[row]["input_ids"], "hidden": self.hidden[row]}
+        """Block and hidden states [position, width]."""
+        return super().__getitem__(index) | {"hidden": self.hidden[int(self.rows[index])]}
 
 
 class PrefixCache:
@@ -241,6 +239,7 @@ class PrefixCache:
         if group.is_main_process:
             target.sync()
             partial.rename(path)
+            sync_to_disk(self.directory)
         group.wait_for_everyone()
 
     def _reserve(self, partial: Path, model: PreTrainedModel) -> None:

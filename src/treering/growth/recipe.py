@@ -18,9 +18,10 @@ from treering.backbone import dock, gpt_neox
 from treering.composition import load_model
 from treering.evaluation import abilities, held_out_texts
 from treering.growth import plans
-from treering.growth.growing import GrowthResult, grow
+from treering.growth.growing import grow
 from treering.growth.plan import Plan
 from treering.growth.prefix import Prefix
+from treering.growth.stages import GrowthResult
 from treering.recipe import TAG, Schema
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, Training

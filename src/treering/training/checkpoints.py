@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,21 +14,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from treering.output import sync_to_disk
+from treering.errors import TreeringError
+from treering.output import staged_directory, write_file
+from treering.seal import seal
+from treering.training.divergence import Diverged, not_finite
+from treering.training.processes import decided, in_any
+from treering.training.unfinished import checkpoints, remove
 
-TRAINED = "trained.safetensors"
-"""The file of a checkpoint that holds the parameters that train."""
+TRAINED, LOSS = "trained.safetensors", "loss.json"
+"""Files of a checkpoint: the parameters that train; the losses since the last entry of the log."""
 
 
 class AtomicTrainer(Trainer):
-    """A Trainer whose checkpoint folders appear by one rename.
+    """A Trainer whose checkpoint folders appear by one rename, sealed, and hold finite numbers only.
 
     Trainer writes a checkpoint file by file into its final folder, so a kill in the middle leaves a folder that looks
-    like the newest checkpoint and is not whole. Here it writes into ``.partial``, which no resume looks at. And a
-    checkpoint holds what trains, not the frozen rest: its size does not grow with a grown model's depth.
+    like the newest checkpoint and is not whole. Here it writes into a staging directory, which no resume looks at. And
+    a checkpoint holds what trains, not the frozen rest: its size does not grow with a grown model's depth.
 
     Attributes:
         moments: by parameter's name, where the optimiser begins; see ``treering.training.run.Moments``.
@@ -35,12 +40,24 @@ class AtomicTrainer(Trainer):
 
     moments: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
     _staging: str | None = None
+    _resumed: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         assert isinstance(self.model, nn.Module)
         # What trains by turns does not require gradients at all times.
         self._trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self.add_callback(_RunningLoss(self))
+
+    def require_finite(self) -> None:
+        """Check what trains.
+
+        Raises:
+            Diverged: a parameter is not finite; in all processes.
+        """
+        name = not_finite(self._trained)
+        if in_any(name is not None):
+            raise Diverged(f"the parameter {name or 'of another process'} is not finite", self.state.global_step)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
@@ -53,29 +70,43 @@ class AtomicTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = True
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The Trainer's own; it asks before each step of the optimiser, which is not taken with what is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        bad = [
+            f"{what} is {float(value):g}"
+            for what, value in (("the loss", self._tr_loss), ("the gradient's norm", norm))
+            if not torch.isfinite(torch.as_tensor(value))
+        ]
+        if in_any(bool(bad)):
+            raise Diverged(bad[0] if bad else "the loss of another process is not finite", self.state.global_step + 1)
+        return norm
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run = Path(super()._get_output_dir(trial))
-        staging = run / ".partial"
+        final = run / f"checkpoint-{self.state.global_step}"
+        if decided(final.exists):
+            return
+        self.require_finite()
+        losses = self._losses()
+        with ExitStack() as stack:
+            staging = decided(lambda: stack.enter_context(staged_directory(final)))
+            self._staging = os.fspath(staging)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                written = staging / final.name
+                for path in written.iterdir():
+                    path.rename(staging / path.name)
+                written.rmdir()
+                write_file(staging / LOSS, json.dumps(losses))
+                seal(staging)
         if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._staging = os.fspath(staging)
-        try:
-            super()._save_checkpoint(model, trial)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        finally:
-            self._staging = None
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            written = staging / f"checkpoint-{self.state.global_step}"
-            final = run / written.name
-            sync_to_disk(written)
-            if not final.exists():
-                written.rename(final)
-            shutil.rmtree(staging, ignore_errors=True)
-            rotate_checkpoints(os.fspath(run), save_total_limit=self.args.save_total_limit)
+            for older in checkpoints(run)[: -(self.args.save_total_limit or 1)]:
+                remove(older)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -88,13 +119,28 @@ class AtomicTrainer(Trainer):
         save_file({name: p.detach().contiguous() for name, p in self._trained}, directory / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._resumed = resume_from_checkpoint
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         saved = load_file(Path(resume_from_checkpoint) / TRAINED)
+        if {name: tensor.shape for name, tensor in saved.items()} != {name: p.shape for name, p in self._trained}:
+            raise TreeringError(f"{resume_from_checkpoint} is of another model. Delete it to go on from an older one.")
         with torch.no_grad():
             for name, parameter in self._trained:
                 parameter.copy_(saved[name])
+
+    def _losses(self) -> dict[str, float]:
+        """The sum of the losses that the log does not know yet, the mean of all processes, and since which step."""
+        total = self.accelerator.reduce(self._tr_loss.clone(), "mean")
+        return {"sum": float(total), "since": self._globalstep_last_logged}
+
+    def restore_losses(self) -> None:
+        """Go on with the sum of losses of the checkpoint, so that the log is as if the run had never stopped."""
+        if self._resumed is not None:
+            saved = json.loads((Path(self._resumed) / LOSS).read_text())
+            self._tr_loss += saved["sum"]
+            self._globalstep_last_logged = saved["since"]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's own, with what `moments` knows of parameters that have trained before."""
@@ -113,3 +159,15 @@ class AtomicTrainer(Trainer):
             for name, p in self._trained
             if p in state
         }
+
+
+class _RunningLoss(TrainerCallback):
+    """Restores the sum of losses where the Trainer has just set it to zero."""
+
+    def __init__(self, trainer: AtomicTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.restore_losses()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from treering.errors import TreeringError
+from treering.output import locked
+
+T = TypeVar("T")
 
 
 def on_cpu() -> bool:
@@ -23,20 +27,42 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu())
 
 
-def claim(unfinished: Path, file: str, run: Mapping[str, Any]) -> None:
-    """Make the directory ``unfinished`` this run's own, by a ``file`` that says what the run is, or find that it is.
+def decided(decide: Callable[[], T]) -> T:
+    """What the first process finds, in all of them; the others wait for it.
 
     Raises:
-        TreeringError: it is another run's; nothing was touched.
+        TreeringError: ``decide`` raised it there; it is raised in all.
     """
-    content, path = json.dumps(run, indent=2, sort_keys=True), unfinished / file
-    if path.exists() and path.read_text() != content:
-        raise TreeringError(
-            f"{unfinished} holds an unfinished run of another recipe (see {file} there). Finish it with that recipe, "
-            "choose another output, or delete it."
-        )
-    processes().wait_for_everyone()
+    if processes().num_processes == 1:
+        return decide()
+    found: list[T | str | None] = [None, None]
     if processes().is_main_process:
-        unfinished.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    processes().wait_for_everyone()
+        try:
+            found[0] = decide()
+        except TreeringError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise TreeringError(str(found[1]))
+    return found[0]  # type: ignore[return-value]
+
+
+def in_any(flag: bool) -> bool:
+    """Whether ``flag`` is set in any process, in all of them."""
+    if not torch.distributed.is_initialized():
+        return flag
+    shared = torch.tensor(int(flag), device=processes().device)
+    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+    return bool(shared)
+
+
+@contextmanager
+def sole_writer(output: str | os.PathLike[str]) -> Iterator[None]:
+    """Let no other run write ``output`` inside this block (see ``treering.output.locked``).
+
+    Raises:
+        TreeringError: another run does; in all processes of this one.
+    """
+    with ExitStack() as stack:
+        decided(lambda: stack.enter_context(locked(output)))
+        yield

@@ -19,14 +19,27 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import TensorBoardCallback
 
 from treering.errors import TreeringError
+from treering.training.divergence import Diverged
+from treering.training.processes import in_any
 
 
 class Interruption(TrainerCallback):
-    """Stops at the end of the step in which Ctrl-C or SIGTERM came, with a checkpoint to go on from."""
+    """Stops at the end of the step in which Ctrl-C or SIGTERM came, with a checkpoint to go on from.
+
+    A context: at its end signals do what they did before. So they do when a second one comes, which means now; from
+    ``torchrun``, which sends every process the signal that the terminal has sent already, it is the same one again.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -38,24 +51,36 @@ class Interruption(TrainerCallback):
                 return
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:  # a second Ctrl-C means now
-            raise KeyboardInterrupt
+        if self.requested:
+            return
         self.requested = True
         print("\nstopping after this step …", file=sys.stderr)
+        if not torch.distributed.is_initialized():
+            self.__exit__()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if torch.distributed.is_initialized():  # all processes must leave at the same step
-            flag = torch.tensor(int(self.requested), device=args.device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            self.requested = bool(flag)
+        self.requested = in_any(self.requested)  # all processes must leave at the same step
         if self.requested:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(
+
+class Clock(TrainerCallback):
+    """Asks for a checkpoint when the run began, or the last one was written, so many minutes ago."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = 60 * minutes
+
+    def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self.saved = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if in_any(time.monotonic() - self.saved >= self.seconds):
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.saved = time.monotonic()
 
 
 class EvaluateAtEnd(TrainerCallback):
@@ -76,10 +101,11 @@ class Plateau(TrainerCallback):
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
         if len(losses) - 1 - losses.index(min(losses)) >= self.patience:
             control.should_training_stop = True
+            control.should_save = False  # whoever went on from a checkpoint here would train beyond the end
 
 
 class Display(TrainerCallback):
-    """Shows the run on the console: a live bar on a terminal, a line per validation elsewhere.
+    """Shows the run on the console: a live bar on a terminal, a line per validation elsewhere. A context.
 
     Args:
         tokens_per_step: over all processes.
@@ -100,6 +126,12 @@ class Display(TrainerCallback):
             transient=True,
             disable=not console.is_terminal,
         )
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -133,6 +165,8 @@ class Display(TrainerCallback):
             entry["bits_per_byte"] = self._bits(entry["loss"])
             entry["tokens_per_second"] = round(self._speed(state), 1)
         if "eval_loss" in entry:
+            if not math.isfinite(entry["eval_loss"]):
+                raise Diverged(f"the validation loss is {entry['eval_loss']:g}", state.global_step)
             entry["eval_bits_per_byte"] = self._bits(entry["eval_loss"])
         if not state.is_world_process_zero:
             return
@@ -147,11 +181,6 @@ class Display(TrainerCallback):
                 highlight=False,
                 soft_wrap=True,
             )
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.progress.stop()
 
     def _bits(self, nats_per_token: float) -> float:
         return nats_per_token / math.log(2) / self.bytes_per_token

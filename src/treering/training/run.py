@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-import shutil
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,40 +17,29 @@ from datasets import Dataset
 from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from treering import corpus as corpora
 from treering import tokenizer as tokenizers
 from treering.backbone import blocks, residual_outputs
 from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory
+from treering.seal import seal
 from treering.training.checkpoints import AtomicTrainer
+from treering.training.divergence import Diverged, explanation
 from treering.training.loss import collate, fused_loss
-from treering.training.processes import claim, on_cpu, processes
-from treering.training.progress import Display, EvaluateAtEnd, Interruption, Plateau, tensorboard
+from treering.training.order import Reading, Text, batch_shape, blocks_per_step, reading_order
+from treering.training.processes import decided, in_any, on_cpu, processes, sole_writer
+from treering.training.progress import Clock, Display, EvaluateAtEnd, Interruption, Plateau, tensorboard
+from treering.training.record import read_record
 from treering.training.settings import Training
-from treering.training.turns import Turns
+from treering.training.turns import ByTurns
+from treering.training.unfinished import as_json, checkpoints, claim, clean, intact_checkpoint, unfinished_of
 
 Moments = dict[str, dict[str, Tensor]]
 """By parameter's name, what the optimiser keeps of it (Adam: step, running mean and square of the gradient)."""
 
-
-@dataclass(frozen=True)
-class Text:
-    """What a run reads: blocks of token IDs, each a mapping with ``input_ids`` (and ``hidden``, see `collate`).
-
-    Attributes:
-        train: map-style, ``block_size`` tokens a row.
-        validation: as ``train``.
-        bytes_per_token: UTF-8 bytes that a validation token stands for.
-        in_order: read ``train`` from the first row to the last instead of in a random order of epochs.
-    """
-
-    train: Any
-    validation: Any
-    bytes_per_token: float
-    block_size: int
-    in_order: bool = False
+RUN = "run.json"
+"""The file of an unfinished run that says what it is."""
 
 
 @dataclass(frozen=True)
@@ -77,32 +66,74 @@ def train(
     """Train the parameters of ``model`` that require gradients on the packed blocks of ``corpus``.
 
     While it runs, checkpoints live in ``OUTPUT.unfinished``; stopped or killed, the same call goes on from the last
-    one and ends with the same bytes as a run that was never stopped. ``OUTPUT`` appears when the run is complete, as a
-    plain Hugging Face checkpoint with the tokenizer, ``training.json`` (what was run and measured) and
+    one that is intact and ends with the same bytes as a run that was never stopped. ``OUTPUT`` appears when the run is
+    complete, as a plain Hugging Face checkpoint with the tokenizer, ``training.json`` (what was run and measured) and
     ``history.json`` (the loss curve).
 
     Args:
         origin: what the run was made from; two runs with another origin or other settings never share checkpoints.
 
     Raises:
-        TreeringError: the output exists, an unfinished run of another recipe stands in the way, the corpus was cut
-            for another tokenizer or a longer context, it holds less than one batch, or the disk is full.
+        TreeringError: the output exists or another process writes it, an unfinished run of another recipe stands in the
+            way, the corpus was cut for another tokenizer or a longer context, it holds less than one batch, the batch
+            cannot be shared among the processes, the run diverged, or the disk is full.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
     """
-    output = require_new(output)
-    require_fit(model, corpus, tokenizer)
-    unfinished = output.with_name(output.name + ".unfinished")
-    validation, bytes_per_token = validation_blocks(corpus, tokenizer)
-    text = Text(corpus.train, validation, bytes_per_token, corpus.manifest.block_size)
-    frozen = frozen_digests(model)
-    result, _ = optimise(model, text, unfinished, settings, origin, console)
-    require_unchanged(frozen, model)
-    if processes().is_main_process:
-        with explain_full_disk(output.parent):
-            export(model, tokenizer, output, settings, origin or {}, result)
-        shutil.rmtree(unfinished)
-    processes().wait_for_everyone()
+    output, console = Path(output), console or Console()
+    unfinished, own = unfinished_of(output), _own(settings, origin)
+    with sole_writer(output):
+        if decided(lambda: _made(output) == as_json(own) == read_record(unfinished / RUN, console)):
+            clean(unfinished)  # the run was complete, and stopped before this
+            return _result_of(output)
+        require_new(output)
+        require_fit(model, corpus, tokenizer)
+        validation, bytes_per_token = validation_blocks(corpus, tokenizer)
+        block_size = corpus.manifest.block_size
+        order = reading_order(len(corpus.train), settings.seed, 0, _blocks_to_read(settings, corpus))
+        text = Text(Reading(corpus.train, order), validation, bytes_per_token, block_size, tokenizer)
+        frozen = frozen_digests(model)
+        result, _ = optimise(model, text, unfinished, settings, origin, console)
+        require_unchanged(frozen, model)
+        if processes().is_main_process:
+            with explain_full_disk(output.parent):
+                export(model, tokenizer, output, settings, origin or {}, result)
+        clean(unfinished)
     return result
+
+
+def _own(settings: Training, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"settings": settings.model_dump(mode="json"), "origin": origin or {}}
+
+
+def _made(output: Path) -> dict[str, Any] | None:
+    """What the run was that made ``output``; None if nothing says so."""
+    try:
+        record = json.loads((output / "training.json").read_text())
+        return {name: record[name] for name in ("settings", "origin")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _result_of(output: Path) -> TrainingResult:
+    measured = json.loads((output / "training.json").read_text())["measured"]
+    return TrainingResult(**measured, history=json.loads((output / "history.json").read_text()))
+
+
+def _blocks_to_read(settings: Training, corpus: corpora.Corpus) -> int:
+    """Blocks of all steps.
+
+    Raises:
+        TreeringError: the corpus has less than one step takes.
+    """
+    block_size = corpus.manifest.block_size
+    a_step, available = blocks_per_step(settings, block_size), len(corpus.train)
+    if available < a_step:
+        raise TreeringError(
+            f"The corpus holds {available * block_size:,} training tokens, less than one step of "
+            f"{a_step * block_size:,}. Give more text, or lower training.batch_tokens."
+        )
+    tokens = settings.tokens or (settings.epochs or 0) * available * block_size
+    return a_step * max(1, round(tokens / (a_step * block_size)))
 
 
 def optimise(
@@ -114,11 +145,12 @@ def optimise(
     console: Console | None = None,
     moments: Moments | None = None,
     patience: int | None = None,
-    turns: Turns | None = None,
+    turns: ByTurns | None = None,
 ) -> tuple[TrainingResult, Moments]:
     """The run alone: train ``model`` in place, with checkpoints in ``unfinished``, which stays, and export nothing.
 
     Args:
+        text: read once, from the first block to the last.
         moments: where the optimiser begins with parameters that have trained before.
         patience: end early after so many validations without gain.
         turns: of parameters that do not train all the time.
@@ -136,14 +168,14 @@ def optimise(
     tokens_per_step = blocks_per_step(settings, text.block_size) * text.block_size
     interruption = Interruption()
     display = Display(tokens_per_step, text.bytes_per_token, console)
-    callbacks: list[TrainerCallback] = [display, interruption, EvaluateAtEnd()]
+    callbacks: list[TrainerCallback] = [display, interruption, Clock(settings.checkpoint_minutes), EvaluateAtEnd()]
     if patience:
         callbacks.append(Plateau(patience))
     if turns:
         callbacks.append(turns)
     if settings.tensorboard:
         callbacks.append(tensorboard(unfinished.with_suffix(".tensorboard")))
-    with fused_loss(model), explain_full_disk(unfinished.parent):
+    with fused_loss(model), explain_full_disk(unfinished.parent), interruption, display:
         trainer = AtomicTrainer(
             model=model,
             args=arguments,
@@ -154,12 +186,22 @@ def optimise(
         )
         trainer.moments = moments or {}
         _keep_quiet(trainer)
-        claim(unfinished, "run.json", {"settings": settings.model_dump(mode="json"), "origin": origin or {}})
-        checkpoint = get_last_checkpoint(os.fspath(unfinished))
+        claim(unfinished, RUN, _own(settings, origin), console)
+        checkpoint = intact_checkpoint(unfinished, console)
         if checkpoint and trainer.is_world_process_zero():
-            console.print(f"  going on from step {checkpoint.rpartition('-')[2]} of an unfinished run")
-        trained = trainer.train(resume_from_checkpoint=checkpoint)
-        if interruption.requested:
+            console.print(f"  going on from step {checkpoint.name.rpartition('-')[2]} of an unfinished run")
+        try:
+            trained = trainer.train(resume_from_checkpoint=os.fspath(checkpoint) if checkpoint else None)
+            trainer.require_finite()
+        except Diverged as error:
+            last = next(reversed(checkpoints(unfinished)), None)
+            raise TreeringError(explanation(error, text, settings, unfinished, last)) from None
+        except pickle.UnpicklingError:
+            raise TreeringError(
+                f"{checkpoint} holds something else than numbers, which Treering never wrote. It was not opened. "
+                f"Delete {unfinished}, and do not trust whoever gave it to you."
+            ) from None
+        if in_any(interruption.requested):
             raise Interrupted(
                 f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
                 "Run the same command again to go on from there."
@@ -232,29 +274,9 @@ def validation_blocks(corpus: corpora.Corpus, tokenizer: PreTrainedTokenizerFast
     return Dataset.from_dict({"input_ids": packed}), bytes_per_token
 
 
-def batch_shape(settings: Training, block_size: int) -> tuple[int, int]:
-    """Blocks of a forward pass in each process, and forward passes of a step."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    micro_batch = max(1, min(settings.micro_batch_tokens, settings.batch_tokens // processes) // block_size)
-    return micro_batch, max(1, round(settings.batch_tokens / (micro_batch * block_size * processes)))
-
-
-def blocks_per_step(settings: Training, block_size: int) -> int:
-    """Blocks that one step of the optimiser reads, over all processes."""
-    micro_batch, accumulation = batch_shape(settings, block_size)
-    return micro_batch * accumulation * int(os.environ.get("WORLD_SIZE", 1))
-
-
 def _arguments(settings: Training, text: Text, unfinished: Path) -> TrainingArguments:
     micro_batch, accumulation = batch_shape(settings, text.block_size)
-    tokens_per_step = blocks_per_step(settings, text.block_size) * text.block_size
-    available = len(text.train) * text.block_size
-    if available < tokens_per_step:
-        raise TreeringError(
-            f"The corpus holds {available:,} training tokens, less than one step of {tokens_per_step:,}. "
-            "Give more text, or lower training.batch_tokens."
-        )
-    steps = max(1, round((settings.tokens or (settings.epochs or 0) * available) / tokens_per_step))
+    steps = len(text.train) // blocks_per_step(settings, text.block_size)
     schedule, schedule_settings = _schedule(settings)
     return TrainingArguments(
         output_dir=os.fspath(unfinished),
@@ -278,10 +300,11 @@ def _arguments(settings: Training, text: Text, unfinished: Path) -> TrainingArgu
         save_steps=settings.checkpoint_steps,
         save_total_limit=2,
         logging_steps=max(1, steps // 200),
+        logging_nan_inf_filter=False,
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        train_sampling_strategy="sequential" if text.in_order else "random",
+        train_sampling_strategy="sequential",
         dataloader_drop_last=True,
         seed=settings.seed,
         ddp_find_unused_parameters=False,
@@ -317,11 +340,13 @@ def export(
     settings: Training,
     origin: dict[str, Any],
     result: TrainingResult,
+    sealed: bool = False,
     **more: Any,
 ) -> None:
     """Leave a plain Hugging Face checkpoint with tokenizer, ``training.json`` and ``history.json`` in ``output``.
 
     Args:
+        sealed: with a record of its files (see ``treering.seal``).
         more: what else is written, each to a JSON file of its name.
     """
     measured = {name: value for name, value in asdict(result).items() if name != "history"}
@@ -332,6 +357,8 @@ def export(
         (staging / "training.json").write_text(json.dumps(record, indent=2))
         for name, content in {"history": result.history, **more}.items():
             (staging / f"{name}.json").write_text(json.dumps(content))
+        if sealed:
+            seal(staging)
 
 
 def digest(parameter: Tensor) -> str:

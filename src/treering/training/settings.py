@@ -37,7 +37,8 @@ class Training(Schema):
     residual_init: bool = Field(True, description="scale the blocks' output matrices by 1/√(2·layers) at the start")
     precision: Literal["float32", "bfloat16"] = "float32"
     evaluations: Steps = Field(10, description="how often validation bits per byte are measured in the run")
-    checkpoint_steps: Steps = Field(500, description="steps between resumable checkpoints")
+    checkpoint_steps: Steps = Field(500, description="most steps between resumable checkpoints")
+    checkpoint_minutes: float = Field(10, gt=0, description="most minutes between them")
     tensorboard: bool = False
     seed: Seed = 0
 

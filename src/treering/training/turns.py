@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-class Turns(TrainerCallback):
+class ByTurns(TrainerCallback):
     """Lets one group at a time require gradients, each for so many steps; whatever is in no group always trains.
 
     Only the group whose turn it is has gradients (as in BAdam, arXiv 2404.02827). Each keeps its optimiser's state
