@@ -1,51 +1,130 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from treering.growth import reading_order
+from treering.output import locked
+
 SCRIPT = """
-import sys, torch
+import json, math, os, signal, sys, torch
 from treering.backbone import PRESETS, dock, gpt_neox
 from treering.corpus import Corpus
+from treering.errors import Interrupted, TreeringError
 from treering.substrate import load
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Training, train
+from treering.training.checkpoints import AtomicTrainer
 
-folder, output, micro = sys.argv[1:]
-tokenizer, substrate = load_tokenizer(folder + "/substrate"), load(folder + "/substrate")
+folder, output, how = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+rank = os.environ.get("RANK", "0")
+
+def step(trainer, model, inputs, *args):
+    number = trainer.state.global_step + 1
+    with open(f"{output}.read", "a") as file:  # a line is written at once
+        file.writelines(json.dumps([number, ids.tolist()]) + "\\n" for ids in inputs["input_ids"])
+    if number == how.get("stop") and rank == "0":
+        del how["stop"]
+        os.kill(os.getpid(), signal.SIGINT)
+    loss = AtomicTrainer.__base__.training_step(trainer, model, inputs, *args)
+    return loss * math.nan if number == how.get("diverge") and rank == "1" else loss
+
+AtomicTrainer.training_step = step
 torch.manual_seed(0)
 config = gpt_neox(PRESETS["tiny"])
+tokenizer, substrate = load_tokenizer(folder + "/substrate"), load(folder + "/substrate")
 config.vocab_size = len(tokenizer)
-settings = Training(tokens=2048, batch_tokens=256, micro_batch_tokens=int(micro), evaluations=1)
-train(dock(config, substrate, tokenizer), tokenizer, Corpus.load(folder + "/corpus"), output, settings)
+batch = how.get("batch", 256)
+settings = Training(
+    tokens=2048, batch_tokens=batch, micro_batch_tokens=how.get("micro", 128), evaluations=1, checkpoint_steps=2
+)
+try:
+    train(dock(config, substrate, tokenizer), tokenizer, Corpus.load(folder + "/corpus"), output, settings)
+except (TreeringError, Interrupted) as error:
+    print(f"process {rank}: {error}", flush=True)
+    sys.exit(2)
 """
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(substrate, tokenizer, corpus, tmp_path):
-    """Two gloo processes with 128 tokens each, against one with two accumulated passes of 128: the same data."""
+@pytest.fixture
+def start(substrate, tokenizer, corpus, tmp_path):
+    """``start(processes, output, **how)``: exit code and what was said."""
     (tmp_path / "substrate").mkdir()
     substrate.save(tmp_path / "substrate", tokenizer)
-    source = corpus.directory
-    (tmp_path / "corpus").symlink_to(source)
+    (tmp_path / "corpus").symlink_to(corpus.directory)
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    arguments = [tmp_path / "script.py", tmp_path, tmp_path / "two", "128"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, timeout=300)
-    assert two.returncode == 0, two.stderr
-    arguments[2] = tmp_path / "one"
-    one = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
-    assert one.returncode == 0, one.stderr
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+
+    def launch(processes, output, **how):
+        launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        launcher += [] if processes == 1 else [str(processes)]
+        command = [sys.executable, *launcher, tmp_path / "script.py", tmp_path, output, json.dumps(how)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        return done.returncode, done.stdout + done.stderr
+
+    return launch
+
+
+def read(output):
+    """By step, the blocks that all processes read in it."""
+    blocks: dict[int, list] = {}
+    for line in Path(f"{output}.read").read_text().splitlines():
+        step, ids = json.loads(line)
+        blocks.setdefault(step, []).append(ids)
+    return {step: sorted(found) for step, found in blocks.items()}
+
+
+@pytest.mark.slow
+def test_the_same_text_in_the_same_order_whatever_the_number_of_processes(start, substrate, corpus, tmp_path):
+    """Begun on one, gone on with on two and back on one, against one alone; each step reads what is documented."""
+    for processes, how in ((1, {"stop": 3}), (2, {"stop": 5}), (1, {})):
+        code, said = start(processes, tmp_path / "changing", **how)
+        assert code == 0 if not how else f"process 0: Stopped at step {how['stop']} of 8" in said, said
+    assert start(1, tmp_path / "alone", micro=256)[0] == 0
+    order = reading_order(len(corpus.train), 0, 0, 32).tolist()
+    rows = [[int(i) for i in corpus.train[row]["input_ids"]] for row in order]
+    expected = {step: sorted(rows[4 * (step - 1) : 4 * step]) for step in range(1, 9)}
+    assert read(tmp_path / "changing") == read(tmp_path / "alone") == expected
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("changing", "alone")]
     initial_distance = max((weights[0][k] - substrate.matrix).abs().max() for k in weights[0] if "embed_in" in k)
     assert initial_distance == 0
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=2e-5)
     assert not list(tmp_path.glob("*.unfinished"))
-    AutoModelForCausalLM.from_pretrained(tmp_path / "two")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "changing")
+
+
+@pytest.mark.slow
+def test_what_stops_one_process_stops_all_with_a_message(start, tmp_path):
+    with locked(tmp_path / "out"):
+        code, said = start(2, tmp_path / "out")
+    assert code != 0
+    assert len(re.findall(rf"process [01]: .*is being written already \(pid {os.getpid()}\)", said)) == 2, said
+    code, said = start(2, tmp_path / "out", diverge=4)
+    assert code != 0 and not (tmp_path / "out").exists()
+    assert len(re.findall(r"process [01]: Training diverged: the .* is.* at step 4", said)) == 2, said
+    assert [path.name for path in (tmp_path / "out.unfinished").glob("checkpoint-*")] == ["checkpoint-2"]
+    code, said = start(2, tmp_path / "odd", batch=192)
+    assert code != 0
+    assert len(re.findall(r"process [01]: A step reads 3 blocks .* which 2 processes cannot share evenly", said)) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_checkpoint(start, tmp_path):
+    """The newest is damaged: both go on from the one before, and end as one that was never disturbed."""
+    assert start(2, tmp_path / "whole")[0] == 0
+    assert "Stopped at step 5" in start(2, tmp_path / "parts", stop=5)[1]
+    (tmp_path / "parts.unfinished" / "checkpoint-5" / "rng_state_1.pth").unlink()
+    code, said = start(2, tmp_path / "parts")
+    assert code == 0, said
+    assert "checkpoint-5 cannot be used" in said.replace("\n", " ") and "going on from step 4" in said
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1]

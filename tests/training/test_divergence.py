@@ -89,7 +89,9 @@ def test_weights_that_are_no_numbers_are_never_saved(run, model, settings, tmp_p
     def spoil(trainer, *args, **kwargs):
         loss = AtomicTrainer.__base__.training_step(trainer, *args, **kwargs)
         if trainer.state.global_step == 5:
-            trainer.optimizer.optimizer.register_step_post_hook(lambda *_: next(blocks(model).parameters()).data.fill_(math.inf))
+            trainer.optimizer.optimizer.register_step_post_hook(
+                lambda *_: next(blocks(model).parameters()).data.fill_(math.inf)
+            )
         return loss
 
     with monkeypatch.context() as patch:
