@@ -206,7 +206,8 @@ def optimise(
                 f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
                 "Run the same command again to go on from there."
             )
-    history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+    log = trainer.state.log_history  # a checkpoint sorts the names in its entries
+    history = [dict(sorted(entry.items())) for entry in log if "loss" in entry or "eval_loss" in entry]
     result = TrainingResult(
         steps=trainer.state.global_step,
         tokens=trainer.state.global_step * tokens_per_step,
