@@ -115,7 +115,7 @@ def grow(
         _untie(model)
         placed, costs = survey(model, corpus, plan, training)
         validation, bytes_per_token = validation_blocks(corpus, tokenizer)
-        blocks = ConcatDataset([corpus.train, validation])
+        blocks: ConcatDataset[Any] = ConcatDataset([corpus.train, validation])  # type: ignore[list-item] # map-style, both
         held = len(blocks) * corpus.manifest.block_size
         claim(place, RECORD, own, console)
         choice = choose_precision(
