@@ -112,7 +112,7 @@ def record_substrates(config: PreTrainedConfig, shards: Mapping[str, Mapping[str
         if part.kind == "substrate":
             known = (config.substrates or {}).get(part.name, {"dtype": None})
             tensors = shards[part.file]
-            if any(_precision(tensor) != known["dtype"] for tensor in tensors.values()):
+            if any(_precision(tensor) != known["dtype"] and not tensor.is_meta for tensor in tensors.values()):
                 matrix = _matrix(part, tensors, digest(part, tensors))
                 config.substrates = (config.substrates or {}) | {part.name: matrix}
 
