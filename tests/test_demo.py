@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
 from treering import demo as module
 from treering import load_model
+from treering.composition import DEFAULT_RULE
 from treering.corpus import Corpus
-from treering.demo import demo
+from treering.demo import COMPARED, demo
 from treering.errors import TreeringError
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ def made(tmp_path_factory) -> Path:
 
 def test_results_have_a_row_for_every_model_and_language(made):
     rows = json.loads((made / "results.json").read_text())
-    models = [("uniform", None), ("ru", None), ("zh", None), ("composed", "mean"), ("composed", "evidence")]
+    models = [("uniform", None), ("ru", None), ("zh", None), *(("composed", rule) for rule in COMPARED)]
     assert [(r["model"], r["rule"], r["text"]) for r in rows] == [(*m, t) for m in models for t in ("ru", "zh", "en")]
     bits = {(r["model"], r["text"]): r["bits_per_byte"] for r in rows}
     assert bits["ru", "ru"] < bits["zh", "ru"]
@@ -45,7 +46,7 @@ def test_findings_tell_losses_as_well_as_wins(made):
     sentences = (made / "findings.txt").read_text().splitlines()
     assert [s.partition(":")[0] for s in sentences] == ["ru", "zh", "en"]
     for text, sentence in zip(("ru", "zh", "en"), sentences, strict=True):
-        for rule, part in zip(("mean", "evidence"), sentence.split(";")[1:], strict=True):
+        for rule, part in zip(COMPARED, sentence.split(";")[1:], strict=True):
             assert f"joined by {rule} {bits[rule, text]:.3f}"[:-1] in part
             lost = bits[rule, text] > min(bits["ru", text], bits["zh", text])
             assert ("worse than" in part or "not to be told apart" in part) if lost else "worse" not in part
@@ -53,7 +54,7 @@ def test_findings_tell_losses_as_well_as_wins(made):
 
 def test_experts_and_composition_load(made):
     assert type(AutoModelForCausalLM.from_pretrained(made / "ru")) is GPTNeoXForCausalLM
-    assert load_model(made / "composed").config.rule == "evidence"
+    assert load_model(made / "composed").config.rule == DEFAULT_RULE
 
 
 def test_no_held_out_page_is_read_in_any_language_and_no_english_page_twice(made):

@@ -42,8 +42,8 @@ EXPERTS = {"ru": "1/2", "zh": "2/2"}
 """Each expert reads its own language and one half of the English pages; no English page is shared."""
 
 VALIDATION, CALIBRATION = 0.05, 0.01
-COMPARED = ("mean", DEFAULT_RULE)
-"""Rules: the paper's, and the one that the composition is stored with."""
+COMPARED = ("mean", "evidence", DEFAULT_RULE)
+"""Rules: the paper's, the one with the tightest bound, and the one that the composition is stored with."""
 
 PROMPTS = {
     "ru": "Чтобы открыть диалоговое окно",

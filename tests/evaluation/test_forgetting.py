@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from treering.composition import compose
+from treering.composition import DEFAULT_RULE, compose
 from treering.corpus import Corpus, Source, prepare
 from treering.errors import TreeringError
 from treering.evaluation import code_switched, composition_losses, document_losses, measure_forgetting, paired_change
@@ -34,7 +34,7 @@ def test_one_pass_measures_what_each_model_measures_alone(experts, joined, token
         alone = document_losses(compose(experts, rule), tokenizer, texts["a"]).nats
         np.testing.assert_allclose(found[rule].nats, alone, rtol=1e-4)
     np.testing.assert_array_equal(found["oracle"].nats, np.minimum(found["a"].nats, found["b"].nats))
-    assert str(joined.rule) == "evidence"  # as it was before
+    assert str(joined.rule) == DEFAULT_RULE  # as it was before
 
 
 def test_differences_are_against_each_texts_own_expert(experts, joined, tokenizer, texts):

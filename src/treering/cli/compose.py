@@ -47,7 +47,8 @@ def join(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="directory of the composition")],
     rule: Annotated[
-        str | None, typer.Option(help="how they are joined; treering compose rules lists all", show_default="evidence")
+        str | None,
+        typer.Option(help="how they are joined; treering compose rules lists all", show_default="evidence:switch=0.01"),
     ] = None,
     weight: Annotated[
         list[str] | None, typer.Option(metavar="NAME=WEIGHT", help="of its prior, relative to the others' (1)")

@@ -24,7 +24,7 @@ Pool = Literal["linear", "log"]
 Need = Literal["logits", "evidence", "hidden"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-DEFAULT_RULE = "evidence"
+DEFAULT_RULE = "evidence:switch=0.01"
 """Measured best of those that need no fitting (docs/rules.md)."""
 
 
