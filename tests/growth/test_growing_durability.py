@@ -15,8 +15,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from treering import tokenizer as tokenizers
 from treering.errors import Interrupted, TreeringError
-from treering.growth import Plan, Stage, grow, seedling
+from treering.growth import GrowthRecipe, Plan, Stage, grow, grow_recipe, seedling
 from treering.growth import growing as growing_module
 from treering.seal import damage
 from treering.training import Backbone, Training
@@ -324,3 +325,25 @@ def test_interrupted_in_the_middle_it_says_so(run, kept, parts, monkeypatch):
             run(parts)
     run(parts)
     assert same(kept, parts)
+
+
+def test_a_model_that_was_exchanged_meanwhile_is_another_run(foreign, tokenizer, corpus, tmp_path, monkeypatch):
+    def begun():
+        foreign().save_pretrained(tmp_path / "model")
+        tokenizers.save(tokenizer, tmp_path / "model")
+        plan = {"stages": [{"new": "3", "share": 1.0}]}
+        places = {"model": str(tmp_path / "model"), "data": str(corpus.directory), "output": str(tmp_path / "out")}
+        return GrowthRecipe.model_validate({**places, "plan": plan, "training": SETTINGS, "abilities": False})
+
+    recipe = begun()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        act_at(patch, 3, die)
+        grow_recipe(recipe, Console(quiet=True))
+    model = foreign()
+    with torch.no_grad():
+        next(model.parameters())[0] += 1
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(TreeringError, match="unfinished run of another recipe"):
+        grow_recipe(recipe, Console(quiet=True))
+    begun()
+    grow_recipe(recipe, Console(quiet=True))

@@ -18,10 +18,13 @@ def grow(
     dry_run: Annotated[bool, typer.Option(help="show the stages and what they cost, and stop")] = False,
 ) -> None:
     """Grow a model stage by stage; run the same command again to go on after an interruption."""
+    from io import BytesIO
+
     from treering.cli.console import progress, results
     from treering.growth import GrowthRecipe, grow_recipe, survey
     from treering.growth.cost import as_table
     from treering.growth.recipe import as_plan, begin
+    from treering.output import write_file
     from treering.recipe import load_recipe
     from treering.report import loss_curves
 
@@ -34,7 +37,9 @@ def grow(
     if dry_run:
         return
     result = grow_recipe(chosen, console, found)
-    loss_curves({Path(chosen.output).name: result.history}).savefig(Path(chosen.output) / "growth.png", dpi=144)
+    picture = BytesIO()
+    loss_curves({Path(chosen.output).name: result.history}).savefig(picture, format="png", dpi=144)
+    write_file(Path(chosen.output) / "growth.png", picture.getvalue())
     last = result.stages[-1]
     console.print(
         f"{chosen.output}: {last.depth} blocks, {sum(stage.tokens for stage in result.stages):,} tokens in "

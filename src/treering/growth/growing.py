@@ -115,7 +115,8 @@ def grow(
         _untie(model)
         placed, costs = survey(model, corpus, plan, training)
         validation, bytes_per_token = validation_blocks(corpus, tokenizer)
-        blocks: ConcatDataset[Any] = ConcatDataset([corpus.train, validation])  # type: ignore[list-item] # map-style, both
+        both: list[Any] = [corpus.train, validation]
+        blocks: ConcatDataset[Any] = ConcatDataset(both)
         held = len(blocks) * corpus.manifest.block_size
         claim(place, RECORD, own, console)
         choice = choose_precision(

@@ -26,6 +26,7 @@ from treering.recipe import TAG, Schema
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, Training
 from treering.training.expert import stand_on
+from treering.training.run import weights_digest
 from treering.training.settings import BlockCount, Steps
 
 
@@ -181,6 +182,7 @@ def begin(recipe: GrowthRecipe) -> Beginning:
         assert recipe.model
         model = load_model(recipe.model, dtype=torch.float32)  # what trains in less learns little
         origin["model"] = recipe.model
+        origin["weights"] = weights_digest(model)  # a directory may hold another model by the time a run goes on
     return Beginning(model, tokenizer, corpus, origin | {"backbone": model.config.to_dict()})
 
 

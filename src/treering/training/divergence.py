@@ -47,7 +47,7 @@ def explanation(found: Diverged, text: Text, settings: Training, unfinished: Pat
         lines.append(f"The step read the blocks {', '.join(map(str, rows))} of the corpus (rows of its train.arrow):")
         for row in rows[:SHOWN]:
             ids = text.train.blocks[row]["input_ids"]
-            lines.append(f"  {row}: {printable(text.tokenizer.decode(ids[:WORDS]), WORDS)}")
+            lines.append(f"  {row}: {printable(str(text.tokenizer.decode(ids[:WORDS])), WORDS)}")
         lines += ["  …"] * (len(rows) > SHOWN)
     kept = (
         f"The last good checkpoint ({last}) is kept; the same recipe would go on from it and diverge again"

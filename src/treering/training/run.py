@@ -366,3 +366,8 @@ def digest(parameter: Tensor) -> str:
     """SHA-256 of a parameter's bytes, in hex."""
     flat = parameter.detach().cpu().contiguous().view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of all parameters with their names, in hex."""
+    return hashlib.sha256(json.dumps({name: digest(p) for name, p in model.named_parameters()}).encode()).hexdigest()
