@@ -124,10 +124,8 @@ class _Zstandard:
     def __init__(self) -> None:
         import zstandard
 
-        self._error, self._frame = (
-            zstandard.ZstdError,
-            zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj(),
-        )
+        self._error = zstandard.ZstdError
+        self._frame = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
 
     @property
     def eof(self) -> bool:
