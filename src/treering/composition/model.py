@@ -141,8 +141,8 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
     @property
     def device(self) -> torch.device:
         """Of the first parameter with numbers; one that accelerate keeps elsewhere until it is used has none."""
-        found = [parameter.device for parameter in self.parameters()]
-        return next((device for device in found if device.type != "meta"), found[0])
+        real = (parameter.device for parameter in self.parameters() if not parameter.is_meta)
+        return next(real, torch.device("meta"))
 
     def use(self, spec: str) -> ComposedModel:
         """Join by another rule from now on, as `treering.composition.rules.rule` reads it; returns the model.
@@ -232,11 +232,11 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override, misc]
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
         """Lay the cache out before generation asks its layers for anything, such as to record what they let go of."""
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)  # type: ignore[misc]
         if (cache := model_kwargs.get("past_key_values")) is not None and cache.get_seq_length() == 0:
             lay_out(cache, [expert.config for _, expert in self.named_experts()], self.rule)
             if generation_config.is_assistant:
@@ -328,7 +328,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             fingerprints.record_substrates(model.config, model.shards())  # in the precision that they have here
         return loaded
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
         is_main_process: bool = True,

@@ -72,8 +72,9 @@ def _hear(
     whole = reader.final(text.since(read, begin, tokens))
     final = whole[:, begin - read :][:, kept]
     logits = reader.logits(final)
-    said = reader.log_likelihood(whole, tokens[:, read:], logits if logits.shape[1] == whole.shape[1] else None)
-    transcript.likelihood[e, :, read + 1 :] = torch.where(predicted[:, read:], said, 0.0)
+    if whole.shape[1] > 1:  # of one token alone it had said before what it thought of it
+        said = reader.log_likelihood(whole, tokens[:, read:], logits if logits.shape[1] == whole.shape[1] else None)
+        transcript.likelihood[e, :, read + 1 :] = torch.where(predicted[:, read:], said, 0.0)
     if reader.cache is not None:
         transcript.remember(e, logits if isinstance(kept, slice) else reader.logits(whole[:, -1:]))
     return logits, final

@@ -36,7 +36,8 @@ class Transcript(DynamicLayer):
 
     def remember(self, expert: int, logits: Tensor) -> None:
         """Keep what an expert said [batch, position, vocab] after the last tokens that it read."""
-        self.pending[expert] = logits[:, -REMEMBERED:].detach().clone()
+        last = logits[:, -REMEMBERED:].detach()
+        self.pending[expert] = last if last.shape == logits.shape else last.clone()  # a view would keep all of them
 
     def append(self, input_ids: Tensor) -> None:
         """Add tokens [batch, position] that no expert has read yet."""
