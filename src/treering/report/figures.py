@@ -60,9 +60,7 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> Figure:
     ticks = [(t * (len(models) + 1) + m, model) for t in range(len(texts)) for m, model in enumerate(models)]
     axes.set_yticks([at for at, _ in ticks], [f"{model}" for _, model in ticks], fontsize=8)
     for t, text in enumerate(texts):
-        middle = t * (len(models) + 1) + (len(models) - 1) / 2
-        beside: dict[str, Any] = {"ha": "right", "va": "center", "transform": axes.get_yaxis_transform()}
-        axes.text(-0.12, middle, f"on {text}", fontweight="bold", **beside)
+        axes.text(0, t * (len(models) + 1) - 0.85, f"on {text}", fontweight="bold", fontsize=9, va="center")
     axes.invert_yaxis()
     axes.set(xlabel="bits per byte (less is better; line: 95% interval over documents)")
     axes.spines[["top", "right"]].set_visible(False)
