@@ -7,6 +7,7 @@ import json
 import lzma
 from collections.abc import Callable
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,6 +17,14 @@ from treering import substrate as substrates
 from treering.backbone import Preset, dock, gpt_neox
 from treering.corpus import Source, embedded, prepare, read_documents
 from treering.training import Training
+
+# A test fails for what it finds, never for how long a busy machine took.
+hypothesis.settings.register_profile(
+    "untimed",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

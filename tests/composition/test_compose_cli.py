@@ -149,7 +149,7 @@ def test_help_names_the_commands_and_the_default_rule():
     everything = run("--help")
     for command in ("join", "add", "remove", "list", "reweight", "rule", "rules", "fit"):
         assert re.search(rf"[│|] {command} ", everything)
-    assert f"default: ({DEFAULT_RULE})" in run("join", "--help")
+    assert DEFAULT_RULE in run("join", "--help")
 
 
 @pytest.mark.parametrize(

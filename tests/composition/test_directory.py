@@ -17,6 +17,7 @@ from treering import substrate as substrates
 from treering import tokenizer as tokenizers
 from treering.backbone import dock
 from treering.composition import (
+    DEFAULT_RULE,
     ComposedModel,
     add_expert,
     compose_directories,
@@ -110,7 +111,7 @@ def test_what_was_fitted_is_kept_and_leaves_with_the_experts(saved, pair, pages,
         with pytest.raises(TreeringError, match="fitted to all experts"):
             change()
         assert content(pair) == before
-    add_expert(pair, saved["en"], "en", rule="evidence")
+    add_expert(pair, saved["en"], "en", rule=DEFAULT_RULE)
     compose_directories(saved, tmp_path / "all")
     assert content(pair) == content(tmp_path / "all")
 

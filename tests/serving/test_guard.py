@@ -86,7 +86,7 @@ def test_command_asks_for_a_key_before_it_loads_the_model(directory, monkeypatch
         assert stop.value.code == 2
         return capsys.readouterr().err
 
-    def load(place):
+    def load(place, **_):
         raise TreeringError("loaded")
 
     monkeypatch.setattr(server, "load_model", load)
