@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from treering.errors import TreeringError
-from treering.output import locked
+from treering.output import locked, require_new
 
 T = TypeVar("T")
 
@@ -61,8 +61,14 @@ def sole_writer(output: str | os.PathLike[str]) -> Iterator[None]:
     """Let no other run write ``output`` inside this block (see ``treering.output.locked``).
 
     Raises:
-        TreeringError: another run does; in all processes of this one.
+        TreeringError: another run does, or it lies below a file; in all processes of this one.
     """
     with ExitStack() as stack:
-        decided(lambda: stack.enter_context(locked(output)))
+
+        def take() -> None:
+            if not os.path.lexists(output):
+                require_new(output)
+            stack.enter_context(locked(output))
+
+        decided(take)
         yield
