@@ -46,7 +46,7 @@ class Search(Schema):
     """
 
     learning_rate: tuple[Annotated[float, Field(gt=0)], ...] = Field((4e-3, 8e-3, 1.6e-2), min_length=1)
-    warmup: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.3, 0.1, 0.5, 0.03), min_length=1)
+    warmup: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.3, 0.1, 0.5), min_length=1)
     schedule: tuple[Schedule, ...] = Field(("cosine", "linear"), min_length=1)
 
 
