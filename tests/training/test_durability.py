@@ -303,7 +303,7 @@ def test_an_output_that_another_process_makes_is_refused(run, kept, parts):
 
 def test_an_output_below_a_file_is_told(run, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(TreeringError, match="cannot be made: .*file is no directory"):
+    with pytest.raises(TreeringError, match=r"cannot be made: .*file is no directory"):
         run(tmp_path / "file" / "below" / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -73,8 +73,9 @@ def compose(
         if fingerprint := substrates[name]:
             weights.setdefault(f"substrates.{substrate_key(fingerprint)}.weight", backbone.embedding(expert).weight)
         weights |= {f"experts.{name}.{key}": value for key, value in own_tensors(expert).items()}
-        composed.experts[name].set_attn_implementation(expert.config._attn_implementation)
     composed.load_state_dict({key: value.detach() for key, value in weights.items()}, assign=True)
+    for name, joined in composed.named_experts():
+        joined.set_attn_implementation(experts[name].config._attn_implementation)
     composed.tie_weights()
     record_substrates(composed.config, composed.shards())
     return composed.eval().use(rule_name)

@@ -232,7 +232,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
-    def _prepare_cache_for_generation(  # type: ignore[override, misc]
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
         """Lay the cache out before generation asks its layers for anything, such as to record what they let go of."""
