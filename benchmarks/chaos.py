@@ -61,6 +61,7 @@ from treering.corpus import Source, prepare, read_documents
 from treering.errors import TreeringError
 from treering.evaluation import held_out_texts
 from treering.growth import GrowthRecipe, Plan, Stage, Turns, grow_recipe
+from treering.output import locked
 from treering.training import Backbone, ExpertRecipe, Training, train_expert
 
 TINY = Backbone(preset="tiny")
@@ -153,11 +154,19 @@ def compose(place: Path) -> None:
 
 
 def fit(place: Path) -> None:
+    if load_rule(place) == "weighted":  # it is done: to fit again would begin from the fitted weights
+        with locked(place / "joined"):
+            return
     texts = held_out_texts(["data"], "calibration")
     fit_directory(place / "joined", {name: found[:4] for name, found in texts.items()}, "weighted", console=quiet())
 
 
+def load_rule(place: Path) -> str:
+    return str(json.loads((place / "joined" / "config.json").read_text())["rule"])
+
+
 JOINED, THERE = ("joined",), "already exists with other content"
+
 COMMANDS = [
     Command("train", once(train, THERE), "out"),
     *(
@@ -480,6 +489,7 @@ def main() -> None:
             if kills >= options.kills:
                 break
             kills += chaos.kill(each)
+            print(f"{kills} kills", file=sys.stderr)
         if options.kills:
             console.print(table("killed", chaos.counts))
         chaos.counts = {}

@@ -36,6 +36,7 @@ from treering.evaluation import (
 from treering.output import staged_directory
 from treering.report import as_png_url, as_svg, loss_curves, render, scores
 from treering.training import Backbone, ExpertRecipe, Training, train_expert
+from treering.training.unfinished import is_complete
 
 LANGUAGES = ("ru", "zh", "en")
 EXPERTS = {"ru": "1/2", "zh": "2/2"}
@@ -182,7 +183,7 @@ def _expert(
         ]
         context = Backbone(preset=size.preset).shape().context
         prepare(sources, tokenizer, data, block_size=context, validation=VALIDATION, calibration=CALIBRATION)
-    if not (output / expert).exists():
+    if not is_complete(output / expert):
         _step(console, expert, "an expert, trained apart from the other")
         recipe = ExpertRecipe(
             substrate=os.fspath(output / "substrate"),

@@ -26,6 +26,7 @@ from treering.training import Training, progress, train
 from treering.training import run as run_module
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.record import read_record, write_record
+from treering.training.unfinished import is_complete
 
 SETTINGS = Training(tokens=2048, batch_tokens=256, micro_batch_tokens=128, evaluations=2, checkpoint_steps=3)
 
@@ -253,11 +254,11 @@ def test_killed_between_the_output_and_the_cleaning_it_is_complete(run, kept, tm
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(run_module, "clean", die)
         run(tmp_path / "parts")
-    assert (tmp_path / "parts.unfinished").exists()
+    assert (tmp_path / "parts").exists() and not is_complete(tmp_path / "parts")
     with pytest.raises(TreeringError, match="already exists"):
         run(tmp_path / "parts", SETTINGS.model_copy(update={"seed": 1}))
     run(tmp_path / "parts")
-    assert same(kept, tmp_path / "parts")
+    assert is_complete(tmp_path / "parts") and same(kept, tmp_path / "parts")
     with pytest.raises(TreeringError, match="already exists"):
         run(tmp_path / "parts")
 

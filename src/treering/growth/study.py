@@ -35,6 +35,7 @@ from treering.substrate.substrate import Kind
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, Training
 from treering.training.settings import Schedule
+from treering.training.unfinished import is_complete
 
 KINDS: tuple[Kind, ...] = ("glyph", "code", "trainable")
 
@@ -179,7 +180,7 @@ def _candidates(name: str, values: Sequence[Any], tried: Mapping[Any, float]) ->
 def run(recipe: StudyRecipe, row: Row, settings: Training, console: Console) -> float:
     """Bits per byte on the pages set apart, at the end of a run, which is made if it is not there yet."""
     own = _recipe(recipe, row, settings)
-    if Path(own.output).exists():
+    if is_complete(Path(own.output)):
         _require_same(Path(own.output), own)
     else:
         found = begin(own)

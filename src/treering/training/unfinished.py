@@ -23,6 +23,11 @@ def unfinished_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.unfinished")
 
 
+def is_complete(output: Path) -> bool:
+    """Whether a run has left its output, and nothing that it would still clean up if it were started again."""
+    return output.exists() and not unfinished_of(output).exists()
+
+
 def claim(unfinished: Path, file: str, run: Mapping[str, Any], console: Console) -> None:
     """Make the directory ``unfinished`` this run's own, by a ``file`` that says what the run is, or find that it is.
 
