@@ -62,6 +62,14 @@ def test_trainer_trains_the_experts_alone_and_saves_what_loads(expert, prompt, t
         assert loaded(prompt).logits.equal(model.eval()(prompt).logits)
 
 
+def test_a_substrate_that_was_trained_all_the_same_is_not_saved(expert, prompt, tmp_path):
+    model = compose({"a": expert(1), "b": expert(2, 1, "llama")}).requires_grad_(True)
+    training = trainer(model, prompt, tmp_path / "run", save_strategy="no")
+    training.train()
+    with pytest.raises(TreeringError, match="is not what it was when the experts were joined"):
+        training.save_model(tmp_path / "saved")
+
+
 def test_a_state_that_is_given_is_what_is_saved(composed, prompt, tmp_path):
     state = {
         name: tensor.to(torch.bfloat16) if name.startswith("experts.a") else tensor / 2
@@ -130,11 +138,15 @@ def test_what_is_written_is_uploaded(composed, tmp_path, monkeypatch):
     assert "config.json" in uploaded["before"]
 
 
-def test_a_model_without_numbers_is_not_saved(composed, tmp_path):
+def test_a_model_without_numbers_is_made_and_loaded_but_not_saved(composed, tmp_path):
+    composed.save_pretrained(tmp_path / "saved")
     with torch.device("meta"):
         empty = ComposedModel(composed.config)
-    with pytest.raises(TreeringError, match="is on the meta device"):
-        empty.save_pretrained(tmp_path / "out")
+    for model in (empty, AutoModelForCausalLM.from_pretrained(tmp_path / "saved", device_map="meta")):
+        assert {p.device.type for p in model.parameters()} == {"meta"}
+        assert model.device.type == "meta"
+        with pytest.raises(TreeringError, match="is on the meta device"):
+            model.save_pretrained(tmp_path / "out")
 
 
 @pytest.mark.parametrize("rule", ["mean", "evidence", "gate", "adapter"])

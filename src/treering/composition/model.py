@@ -325,7 +325,8 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             where = ("cache_dir", "revision", "subfolder", "token", "local_files_only", "proxies")
             index = cached_file(place, INDEX, **{name: kwargs[name] for name in where if name in kwargs})
             fingerprints.verify(model.config, Path(str(index)).parent)
-            fingerprints.record_substrates(model.config, model.shards())  # in the precision that they have here
+            if model.device.type != "meta":
+                fingerprints.record_substrates(model.config, model.shards())  # in the precision that they have here
         return loaded
 
     def save_pretrained(
