@@ -716,10 +716,9 @@ def describe(case: Case, reader: Reader) -> str:
     seed = min(reader.seeds, key=lambda each: sum(each.get(name) != case.get(name) for name in each | case))
     lines = []
     for name in sorted({name for name in seed | case if seed.get(name) != case.get(name)}):
-        content = case.get(name, "(missing)")
-        lines.append(
-            f"  {name}: {content[:300]!r}" + (" …" if isinstance(content, bytes) and len(content) > 300 else "")
-        )
+        content = case.get(name, "missing")
+        whole = not isinstance(content, bytes) or len(content) <= 300
+        lines.append(f"  {name}: {content if whole else content[:300]!r}" + " …" * (not whole))
     return "\n".join(lines)
 
 
