@@ -136,7 +136,7 @@ def _fields_of(annotation: Any) -> dict[str, FieldInfo]:
     """Those of the schema that an annotation holds: ``Stage`` of ``tuple[Stage, ...]``, ``Lora`` of ``Lora | None``."""
     candidates = (annotation, *get_args(annotation))
     found = (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return next((schema.model_fields for schema in found), {})
+    return next(({f.alias or name: f for name, f in schema.model_fields.items()} for schema in found), {})
 
 
 def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int | None:

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from treering.backbone import PRESETS, count_parameters, gpt_neox, preset
 from treering.errors import TreeringError
-from treering.growth import PLANS, Lora, Plan, Stage, monolithic, stacked
+from treering.growth import PLANS, Lora, Plan, Stage, branch, deepen, monolithic, stacked
 from treering.growth.blocks import tied
 from treering.growth.cost import cache_flops, count, require_budget, shape_of
-from treering.growth.growing import _set_trainable
+from treering.growth.growing import _set_trainable, _untie
 from treering.growth.plan import Turns, steps
 
 
@@ -48,6 +48,35 @@ def test_the_papers_study_trains_what_the_paper_says():
     costs = counted(PLANS["paper-9"].plan(), gpt_neox(preset("study-glyph")))
     assert [cost.active for cost in costs] == [count_parameters(preset("study-grown")).active] * 3
     assert costs[-1].total == count_parameters(preset("study-glyph")).total
+
+
+@pytest.mark.parametrize("plan", [branch(2), branch(2, 0, 1), branch(2, 1, 1), branch(2, 1, 0, "trained")])
+def test_a_branch_is_counted_as_it_computes(foreign, plan):
+    """Parameters of the real tied model, and PyTorch's own count of its matrix products."""
+    model, length = foreign(tie_word_embeddings=True), 32
+    placed = steps(plan, 2)
+    (cost,) = count(placed, [2 * length], shape_of(model.config, 2 * length))
+    if placed[0].stage.head == "trained":
+        _untie(model)
+    deepen(model, placed[0].stage.new, "zero")
+    _set_trainable(model, placed[0], table=False)
+    assert cost.total == sum(p.numel() for p in model.parameters())
+    assert cost.active == cost.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model.set_attn_implementation("eager")
+    ids = torch.randint(700, (2, length))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert counter.get_total_flops() == pytest.approx(cost.flops, rel=1e-3)
+
+
+def test_a_plan_that_trains_the_head_at_last_counts_it_from_the_start(foreign):
+    tied = foreign(tie_word_embeddings=True)
+    plan = Plan(stages=(Stage(new="3", tokens=1, head="frozen"), Stage(new="4", tokens=1)))
+    frozen, trained = count(steps(plan, 2), [1, 1], shape_of(tied.config, 32))
+    head = tied.get_output_embeddings().weight.numel()
+    assert trained.active - frozen.active == head
+    assert frozen.total + shape_of(tied.config, 32).block == trained.total
+    assert frozen.total == count(steps(branch(2, 1), 2), [1], shape_of(tied.config, 32))[0].total + head
 
 
 def test_flops_by_hand():

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from treering.errors import TreeringError
 from treering.growth import PLANS, Lora, Plan, Stage, by_turns, copied, looped, monolithic, revolving, sliding, stacked
 from treering.growth.plan import Turns, blocks_text, steps, trained_text
-from treering.growth.recipe import Way
+from treering.growth.recipe import Branch, Way, as_plan
 from treering.training import Training
 
 
@@ -184,4 +184,47 @@ def test_the_papers_plans():
     assert [stage.new for stage in PLANS["paper-6"].plan().stages] == [(n,) for n in range(1, 7)]
     assert all(stage.start == "random" for stage in PLANS["paper-16"].plan().stages)
     for way in PLANS.values():
-        steps(way.plan())
+        steps(as_plan(way, 4), 4 if way is PLANS["branch"] else 0)
+
+
+def test_a_branch_stands_on_the_model_whatever_its_depth():
+    (two,) = as_plan(PLANS["branch"], 30).stages
+    assert (two.new, two.trained, two.start, two.share) == ((31, 32), (31, 32), "zero", 1.0)
+    (upper,) = as_plan(Branch.model_validate({"from": 3}), 30).stages
+    assert (upper.new, upper.trained) == ((), (28, 29, 30))
+    (both,) = as_plan(Branch.model_validate({"from": 1, "blocks": 1}), 4).stages
+    assert (both.new, both.trained) == ((5,), (4, 5))
+    (step,) = steps(as_plan(Branch.model_validate({"from": 4}), 4), 4)
+    assert (step.depth, step.below, step.stage.head) == (4, 0, "frozen")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"from": 5}, "cannot leave the trunk 5 blocks below the top: the model has 4. Give from: 4 at most"),
+        ({"blocks": 0}, "no block of its own"),
+    ],
+)
+def test_a_branch_that_does_not_fit(fields, message):
+    with pytest.raises(TreeringError, match=message):
+        as_plan(Branch.model_validate(fields), 4)
+
+
+def test_a_stage_may_freeze_the_head_or_leave_it_to_the_plan():
+    stages = (Stage(new="3", share=0.5), Stage(new="4", share=0.5, head="trained"))
+    assert [step.stage.head for step in steps(Plan(stages=stages, head="frozen"), 2)] == ["frozen", "trained"]
+    assert [step.stage.head for step in steps(Plan(stages=stages), 2)] == ["trained", "trained"]
+    assert Way(way="monolithic", depth=2, head="frozen").plan().head == "frozen"
+
+
+def test_a_head_that_was_never_trained_cannot_be_frozen():
+    stages = (Stage(new="1", share=0.5, head="frozen"), Stage(new="2", share=0.5))
+    with pytest.raises(TreeringError, match=r"Stage 1 freezes the head .* Say head: trained, or give model"):
+        steps(Plan(stages=stages))
+    steps(Plan(stages=stages[::-1][:1] + (Stage(new="3", share=0.5, head="frozen"),)), 1)
+
+
+def test_a_frozen_head_takes_no_turns():
+    stage = Stage(train="1-4", turns=Turns(width=2, head=True), head="frozen", share=1)
+    with pytest.raises(TreeringError, match="lets the head take turns with its blocks, but freezes it"):
+        steps(Plan(stages=(stage,)), 4)

@@ -9,30 +9,50 @@ import typer
 
 
 def grow(
-    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/grow.yaml is a commented one")],
-    substrate: Annotated[str | None, typer.Option(help="replaces the recipe's substrate")] = None,
-    model: Annotated[str | None, typer.Option(help="replaces the recipe's model")] = None,
-    data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
-    plan: Annotated[str | None, typer.Option(help="replaces the recipe's plan by a ready one")] = None,
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|PLAN",
+            help="YAML file (recipes/grow.yaml and recipes/branch.yaml are commented ones), or a ready plan's name, such "
+            "as branch",
+        ),
+    ],
+    substrate: Annotated[str | None, typer.Option(help="of a fresh model; replaces the recipe's")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="that grows: directory, hub:NAME or FILE.gguf; replaces the recipe's")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="prepared corpus; replaces the recipe's")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="directory to make; replaces the recipe's")
+    ] = None,
+    plan: Annotated[str | None, typer.Option(help="a ready plan's name; replaces the recipe's plan")] = None,
     dry_run: Annotated[bool, typer.Option(help="show the stages and what they cost, and stop")] = False,
 ) -> None:
-    """Grow a model stage by stage; run the same command again to go on after an interruption."""
+    """Grow a model stage by stage; run the same command again to go on after an interruption.
+
+    For example: treering grow branch --model hub:HuggingFaceTB/SmolLM2-135M --data data-ru -o ru
+    """
     from io import BytesIO
 
     from treering.cli.console import progress, results
-    from treering.growth import GrowthRecipe, grow_recipe, survey
+    from treering.backbone import blocks
+    from treering.growth import PLANS, GrowthRecipe, grow_recipe, survey
     from treering.growth.cost import as_table
     from treering.growth.recipe import as_plan, begin
     from treering.output import write_file
-    from treering.recipe import load_recipe
+    from treering.recipe import check_recipe, load_recipe
     from treering.report import loss_curves
 
     console = progress()
     given = {"substrate": substrate, "model": model, "data": data, "output": output, "plan": plan}
-    chosen = load_recipe(recipe, GrowthRecipe, given)
+    if recipe in PLANS and not Path(recipe).exists():
+        values = {"plan": recipe} | {name: value for name, value in given.items() if value is not None}
+        chosen = check_recipe(values, GrowthRecipe, "command line")
+    else:
+        chosen = load_recipe(recipe, GrowthRecipe, given)
     found = begin(chosen)
-    _, costs = survey(found.model, found.corpus, as_plan(chosen.plan), chosen.training)
+    stages = as_plan(chosen.plan, len(blocks(found.model)))
+    _, costs = survey(found.model, found.corpus, stages, chosen.training)
     (results() if dry_run else console).print(as_table(costs))
     if dry_run:
         return

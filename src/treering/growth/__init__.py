@@ -3,7 +3,7 @@
 from treering.growth.blocks import deepen
 from treering.growth.growing import grow, survey
 from treering.growth.plan import Lora, Plan, Stage, Turns
-from treering.growth.plans import by_turns, copied, looped, monolithic, revolving, sliding, stacked
+from treering.growth.plans import branch, by_turns, copied, looped, monolithic, revolving, sliding, stacked
 from treering.growth.recipe import PLANS, GrowthRecipe, grow_recipe, seedling
 from treering.growth.stages import GrowthResult, StageResult
 from treering.training.order import reading_order
@@ -17,6 +17,7 @@ __all__ = [
     "Stage",
     "StageResult",
     "Turns",
+    "branch",
     "by_turns",
     "copied",
     "deepen",

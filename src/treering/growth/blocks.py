@@ -48,7 +48,7 @@ def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", 
         if start == "zero":
             _scale_outputs(block, 0.0)
         stack.append(block.to(device=sample.device, dtype=sample.dtype))
-    _number(stack)
+    _place(stack, config)
     backbone.set_blocks(model, nn.ModuleList(stack))
     config.num_hidden_layers = depth
     if layer_types := getattr(config, "layer_types", None):
@@ -127,15 +127,17 @@ def tied(model: PreTrainedModel, leaders: Mapping[int, int]) -> Iterator[None]:
     finally:
         for block, leader in followers.items():
             stack[block - 1] = copy.deepcopy(stack[leader - 1])
-        _number(stack)
+        _place(stack, model.config)
 
 
-def _number(stack: Iterable[nn.Module]) -> None:
-    """Tell every part of a block where it stands, which the cache of keys and values goes by."""
+def _place(stack: Iterable[nn.Module], config: PreTrainedConfig) -> None:
+    """Tell every part of a block where it stands, which the cache of keys and values goes by, and in which model."""
     for index, block in enumerate(stack):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # type: ignore[assignment]
+            if hasattr(module, "config"):
+                module.config = config  # type: ignore[assignment]
 
 
 def _scale_outputs(block: nn.Module, factor: float) -> None:

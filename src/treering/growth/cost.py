@@ -26,6 +26,7 @@ class Shape:
 
     Attributes:
         linear: (inputs, outputs) of each linear layer of a block, by the layer's name.
+        tied: the head is the embedding, until it trains.
     """
 
     embedding: int
@@ -35,6 +36,7 @@ class Shape:
     head: int
     width: int
     positions: int
+    tied: bool = False
 
     def lora(self, settings: Lora) -> int:
         """Parameters of the low-rank updates of one block."""
@@ -121,6 +123,7 @@ def shape_of(config: PreTrainedConfig, positions: int) -> Shape:
         head=embedding,
         width=config.hidden_size,
         positions=positions,
+        tied=bool(config.tie_word_embeddings),
     )
 
 
@@ -143,14 +146,16 @@ def count(
         embedding_trains: in the first stage, after which it is frozen.
     """
     costs = []
+    kept_tied = shape.tied and all(step.stage.head == "frozen" for step in steps)
     for step, length in zip(steps, tokens, strict=True):
         windows, lora, leaders = step.stage.windows() or [()], step.stage.lora, step.stage.leaders()
         adapted = step.depth - len(step.stage.trained) if lora else 0
         table = shape.embedding if embedding_trains and step.number == 1 else 0
         updates = adapted * shape.lora(lora) if lora else 0
         apart = [len({leaders[block] for block in window}) for window in windows]
+        frozen = step.stage.head == "frozen"
         heads = [step.stage.head_trains(window) for window in windows]
-        top = shape.norm + shape.head
+        top = shape.norm + (0 if frozen else shape.head)
         active = updates + table + max(a * shape.block + h * top for a, h in zip(apart, heads, strict=True))
         trained = updates + table + len(set(leaders.values())) * shape.block + top
         lowest = [0] if lora else [min(window, default=step.depth + 1) - 1 for window in windows]
@@ -160,13 +165,13 @@ def count(
             + passed * (shape.linear_flops + 2 * shape.attention_flops)
             + weighed * shape.linear_flops
             + 4 * updates
-            + (2 + statistics.mean(heads)) * shape.head_flops
+            + (2 + (0 if frozen else statistics.mean(heads))) * shape.head_flops
         )
         costs.append(
             StageCost(
                 step=step,
                 tokens=length,
-                total=shape.embedding + step.depth * shape.block + shape.norm + shape.head,
+                total=shape.embedding + step.depth * shape.block + shape.norm + (0 if kept_tied else shape.head),
                 active=active,
                 trained=trained,
                 flops=float(a_token * length),
@@ -207,7 +212,7 @@ def require_budget(plan: Plan, costs: Sequence[StageCost]) -> None:
 
 def _active_parts(step: Step) -> str:
     parts = [f"block {trained_text(step.stage)}"] if step.stage.trained else []
-    return ", ".join([*parts, "final norm", "head"])
+    return ", ".join([*parts, "final norm", *(["head"] if step.stage.head == "trained" else [])])
 
 
 def as_table(costs: Sequence[StageCost]) -> Table:

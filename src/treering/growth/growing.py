@@ -73,7 +73,7 @@ def grow(
     origin: dict[str, Any] | None = None,
     console: Console | None = None,
 ) -> GrowthResult:
-    """Grow ``model`` by ``plan``, in place, on the packed blocks of ``corpus``; head and final norm always train.
+    """Grow ``model`` by ``plan``, in place, on the packed blocks of ``corpus``; the final norm always trains.
 
     All stages together read the corpus in one order, as a single run would: each goes on where the one before ended.
     ``OUTPUT`` appears when the last is complete: the grown model as a plain Hugging Face checkpoint, and in
@@ -112,8 +112,9 @@ def grow(
             return grown_of(output)
         require_new(output)
         require_fit(model, corpus, tokenizer)
-        _untie(model)
         placed, costs = survey(model, corpus, plan, training)
+        if any(step.stage.head == "trained" for step in placed):
+            _untie(model)
         validation, bytes_per_token = validation_blocks(corpus, tokenizer)
         both: list[Any] = [corpus.train, validation]
         blocks: ConcatDataset[Any] = ConcatDataset(both)
@@ -273,8 +274,9 @@ def _set_trainable(model: PreTrainedModel, step: Step, table: bool) -> nn.Module
     stack = backbone.blocks(model)
     for part in (*(stack[number - 1] for number in step.stage.trained), backbone.final_norm(model)):
         part.requires_grad_(True)
-    backbone.head(model).requires_grad_(True)
+    # In this order: a frozen head may be the embedding itself.
     backbone.embedding(model).requires_grad_(table)
+    backbone.head(model).requires_grad_(step.stage.head == "trained")
     return attached
 
 
@@ -339,5 +341,5 @@ def _in_words(step: Step) -> str:
     parts = [f"{step.depth} blocks"]
     if stage.new:
         parts.append(f"new {blocks_text(stage.new)} ({stage.start})")
-    parts.append(f"training {trained_text(stage)}")
+    parts.append(f"training {trained_text(stage)}" + ", head frozen" * (stage.head == "frozen"))
     return ", ".join(parts)

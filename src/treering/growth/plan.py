@@ -19,6 +19,8 @@ from treering.training import Training
 from treering.training.settings import MOST_BLOCKS, BlockCount, Steps, Tokens
 
 Start = Literal["random", "zero", "copy", "loop"]
+Head = Literal["trained", "frozen"]
+"""Whether the output head trains; a frozen one stays byte for byte what it was, tied to the embedding if it was."""
 
 
 def _parse_blocks(value: Any) -> Any:
@@ -80,6 +82,7 @@ class Stage(Schema):
         None, description="the blocks that train are the first so many of them, over and over (1 2 1 2), in this stage"
     )
     start: Start = Field("zero", description="how new blocks begin")
+    head: Head | None = Field(None, description="whether the output head trains; as the plan says if not given")
     lora: Lora | None = Field(None, description="train the other blocks too, by low-rank updates")
     tokens: Tokens | None = Field(None, description="tokens of this stage; or give share")
     share: float | None = Field(None, gt=0, le=1, description="of the run's tokens; or give tokens")
@@ -114,7 +117,7 @@ class Stage(Schema):
         return [tuple(sorted(blocks[i : i + width])) for i in range(0, len(blocks), width)]
 
     def head_trains(self, window: tuple[int, ...]) -> bool:
-        """Whether head and final norm train in the turn of ``window``."""
+        """Whether the final norm, and the head if it is not frozen, train in the turn of ``window``."""
         return not (self.turns and self.turns.head) or window == self.windows()[-1]
 
     def leaders(self) -> dict[int, int]:
@@ -134,7 +137,7 @@ class Stage(Schema):
 
 
 def trained_text(stage: Stage) -> str:
-    """What trains in a stage, as people read it: ``3-4``, ``1-6 by turns of 2``, ``1-6 as 2``, ``3-4 + rank 8``."""
+    """What of the blocks trains in a stage: ``3-4``, ``1-6 by turns of 2``, ``1-6 as 2``, ``3-4 + rank 8``."""
     turns = f" by turns of {stage.turns.width}" + " and head" * stage.turns.head if stage.turns else ""
     tied = f" as {stage.tied}" if stage.tied else ""
     return f"{blocks_text(stage.trained)}{turns}{tied}" + (f" + rank {stage.lora.rank}" if stage.lora else "")
@@ -144,6 +147,7 @@ class Plan(Schema):
     """Stages in order, and the parameters that may train at once."""
 
     stages: tuple[Stage, ...] = Field(min_length=1)
+    head: Head = Field("trained", description="of stages that do not say it")
     budget: int | None = Field(None, ge=1, description="active parameters, never exceeded; none if not given")
     note: str = ""
 
@@ -172,6 +176,7 @@ def steps(plan: Plan, depth: int = 0) -> list[Step]:
     """
     found, faults = list[Step](), list[str]()
     for number, stage in enumerate(plan.stages, 1):
+        stage = stage.model_copy(update={"head": stage.head or plan.head})
         faults += [f"Stage {number} {fault}" for fault in _faults(stage, depth)]
         depth += len(stage.new)
         below = 0 if stage.lora else min(stage.trained, default=depth + 1) - 1
@@ -199,12 +204,19 @@ def _faults(stage: Stage, depth: int) -> Iterator[str]:
         )
     if beyond := [block for block in stage.train or () if block > deeper]:
         yield f"trains block {beyond[0]}, and the stack has {deeper}."
+    if stage.head == "frozen" and not depth:
+        yield (
+            "freezes the head of a model that has no block yet: with a new vocabulary (substrate:) a head knows nothing "
+            "and has to train. Say head: trained, or give model: to grow an existing one."
+        )
     if not deeper:
         yield "has no block to train; the first one adds some (new: 1-2, say)."
     elif not stage.trained and not stage.lora and not stage.new:
         yield "changes nothing: it adds no block, trains none and has no lora."
     if stage.turns and stage.turns.head and len(stage.windows()) < 2:
         yield "lets the head take turns with its blocks, but all of them train at once: give turns a smaller width."
+    if stage.turns and stage.turns.head and stage.head == "frozen":
+        yield "lets the head take turns with its blocks, but freezes it: leave out one of the two."
     if stage.tied and stage.turns:
         yield "has both tied and turns: tied blocks train at once."
     if stage.tied and stage.tied >= len(stage.trained):

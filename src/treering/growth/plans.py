@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from treering.growth.plan import Plan, Stage, Turns
+from treering.errors import TreeringError
+from treering.growth.plan import Head, Plan, Stage, Turns
 
 
 def monolithic(depth: int) -> Plan:
@@ -141,6 +142,29 @@ def copied(
         rate=(1.0, final),
     )
     return Plan(stages=(first, whole))
+
+
+def branch(depth: int, blocks: int = 2, leave: int = 0, head: Head = "frozen") -> Plan:
+    """A branch on the trunk of a model that exists: a few blocks of its own on top of what it shares.
+
+    Args:
+        depth: blocks of the model.
+        blocks: new ones on top, which add nothing at first.
+        leave: so many blocks below the top the branch leaves the trunk; those above are copies of the model's, and train.
+        head: a frozen one is the model's own, and so that of all its branches.
+
+    Raises:
+        TreeringError: the stack has fewer blocks than that, or nothing would be the branch's own.
+    """
+    if leave > depth:
+        raise TreeringError(
+            f"The branch cannot leave the trunk {leave} blocks below the top: the model has {depth}. "
+            f"Give from: {depth} at most."
+        )
+    if not blocks and not leave:
+        raise TreeringError("The branch has no block of its own: give it new ones (blocks: 2) or a place to leave (from: 2).")
+    own = _span(depth - leave + 1, depth + blocks)
+    return Plan(stages=(Stage(new=_span(depth + 1, depth + blocks), train=own, share=1.0),), head=head)
 
 
 def falling_rate(progress: float, decay: float, final: float) -> float:

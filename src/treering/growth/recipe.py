@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from treering import corpus as corpora
 from treering import substrate as substrates
-from treering.backbone import dock, gpt_neox
+from treering.backbone import blocks, dock, gpt_neox
 from treering.composition import load_model
 from treering.evaluation import abilities, held_out_texts
 from treering.growth import plans
 from treering.growth.growing import grow
-from treering.growth.plan import Plan
+from treering.growth.plan import Head, Plan
 from treering.growth.prefix import Prefix
 from treering.growth.stages import GrowthResult
 from treering.recipe import TAG, Schema
@@ -27,7 +27,7 @@ from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, Training
 from treering.training.expert import stand_on
 from treering.training.run import weights_digest
-from treering.training.settings import BlockCount, Steps
+from treering.training.settings import MOST_BLOCKS, BlockCount, Steps
 
 
 class Way(Schema):
@@ -41,8 +41,9 @@ class Way(Schema):
         None, ge=0, lt=1, description="of looped, copied, revolving, turns: share of tokens for the blocks that begin"
     )
     low: BlockCount = Field(2, description="of looped, copied: blocks that begin, and come again at every depth")
-    head: bool = Field(
-        False, description="of looped, copied, turns: the head trains in the turn of the lowest blocks alone"
+    head: bool | Head = Field(
+        False,
+        description="of looped, copied, turns: true lets it train in the turn of the lowest blocks alone; frozen: never",
     )
     rounds: int = Field(1, ge=1, le=100, description="of revolving: how often the window goes through the stack")
     turn: Steps = Field(25, description="of looped, copied, turns: steps before the next blocks train")
@@ -56,7 +57,7 @@ class Way(Schema):
 
     def plan(self) -> Plan:
         """The stages of it."""
-        depth, width, turn, head = self.depth, self.width, self.turn, self.head
+        depth, width, turn, head = self.depth, self.width, self.turn, self.head is True
         base: dict[str, Any] = {} if self.base is None else {"base": self.base}
         made = {
             "monolithic": lambda: plans.monolithic(depth),
@@ -67,10 +68,40 @@ class Way(Schema):
             "looped": lambda: plans.looped(depth, width, turn, head=head, tied=self.low, **base),
             "copied": lambda: plans.copied(depth, width, turn, head=head, low=self.low, **base),
         }[self.way]()
-        return made.model_copy(update={"budget": self.budget})
+        frozen: dict[str, Any] = {"head": "frozen"} if self.head == "frozen" else {}
+        return made.model_copy(update={"budget": self.budget} | frozen)
 
 
-PLANS: dict[str, Way] = {
+class Branch(Schema):
+    """A branch on a model that exists, whatever its depth; see ``treering.growth.plans.branch``."""
+
+    way: Literal["branch"] = "branch"
+    blocks: int | None = Field(
+        None, ge=0, le=MOST_BLOCKS, description="new ones on top of the model; 2, or none with from, if not given"
+    )
+    leave: int = Field(
+        0,
+        alias="from",
+        ge=0,
+        le=MOST_BLOCKS,
+        description="blocks below the top where the branch leaves the trunk: it has copies of those above, which train",
+    )
+    head: Head = Field("frozen", description="a frozen head is the model's own, one for all its branches")
+
+    def plan(self, depth: int) -> Plan:
+        """The stages of it on a model of so many blocks.
+
+        Raises:
+            TreeringError: see ``treering.growth.plans.branch``.
+        """
+        blocks = (0 if self.leave else 2) if self.blocks is None else self.blocks
+        return plans.branch(depth, blocks, self.leave, self.head)
+
+
+BRANCH_TRAINING = {"learning_rate": 1e-3, "warmup": 0.1, "epochs": 2}
+"""What the training of a branch is where its recipe does not say; found by trying (docs/growth.md)."""
+
+PLANS: dict[str, Way | Branch] = {
     "paper-6": Way(way="stacked", depth=6, width=1),
     "paper-9": Way(way="stacked", depth=9, width=3),
     "paper-16": Way(way="stacked", depth=16, width=1),
@@ -85,8 +116,9 @@ PLANS: dict[str, Way] = {
     "turns-12": Way(way="turns", depth=12, width=2),
     "shallow-2": Way(way="monolithic", depth=2),
     "monolithic-6": Way(way="monolithic", depth=6),
+    "branch": Branch(),
 }
-"""By name: the paper's (one block at a time to six and to sixteen, three at a time to nine), ours, and baselines."""
+"""By name: the paper's (one block at a time to six and to sixteen, three at a time to nine), ours, baselines, and a branch."""
 
 
 def _known_plan(value: Any) -> Any:
@@ -99,19 +131,30 @@ def _known_plan(value: Any) -> Any:
 
 
 def _kind_of_plan(value: Any) -> str:
-    return TAG + ("stages" if isinstance(value, Plan) or (isinstance(value, dict) and "stages" in value) else "way")
+    fields = value if isinstance(value, dict) else {}
+    if isinstance(value, Branch) or fields.get("way") == "branch":
+        return TAG + "branch"
+    return TAG + ("stages" if isinstance(value, Plan) or "stages" in fields else "way")
 
 
 PlanField = Annotated[
-    Annotated[Way, Tag(TAG + "way")] | Annotated[Plan, Tag(TAG + "stages")],
+    Annotated[Way, Tag(TAG + "way")]
+    | Annotated[Branch, Tag(TAG + "branch")]
+    | Annotated[Plan, Tag(TAG + "stages")],
     Discriminator(_kind_of_plan),
     BeforeValidator(_known_plan),
 ]
 """A plan in a recipe: a ready one's name, a way with its numbers, or stages."""
 
 
-def as_plan(plan: Way | Plan) -> Plan:
-    """The stages of what a recipe calls a plan."""
+def as_plan(plan: Way | Branch | Plan, depth: int = 0) -> Plan:
+    """The stages of what a recipe calls a plan, for a model that has ``depth`` blocks already.
+
+    Raises:
+        TreeringError: it is a branch that does not fit the model.
+    """
+    if isinstance(plan, Branch):
+        return plan.plan(depth)
     return plan.plan() if isinstance(plan, Way) else plan
 
 
@@ -129,10 +172,25 @@ class GrowthRecipe(Schema):
     prefix_directory: str | None = Field(None, description="of the cache; beside the output if not given")
     abilities: bool = Field(True, description="measure the model after each stage on what the corpus holds out")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_a_branch_trains(cls, values: Any) -> Any:
+        """What the training of a branch leaves out is `BRANCH_TRAINING`, not what suits a model that is made from nothing."""
+        fields = values if isinstance(values, dict) else {}
+        plan, training = fields.get("plan"), fields.get("training") or {}
+        if plan != "branch" and _kind_of_plan(plan) != TAG + "branch" or not isinstance(training, dict):
+            return values
+        usual = {n: v for n, v in BRANCH_TRAINING.items() if n != "epochs" or not {"tokens", "epochs"} & training.keys()}
+        return fields | {"training": usual | training}
+
     @model_validator(mode="after")
     def _one_beginning(self) -> GrowthRecipe:
         if (self.substrate is None) == (self.model is None):
             raise ValueError("give either substrate, for a fresh model, or model, for one that grows further")
+        if self.substrate and isinstance(self.plan, Branch):
+            raise ValueError(
+                "a branch grows on a model that exists, with its vocabulary and its head: give model instead of substrate"
+            )
         if self.backbone.layers is not None:
             raise ValueError("backbone.layers is not a recipe's to say here: the plan's stages add the blocks")
         return self
@@ -206,7 +264,7 @@ def grow_recipe(recipe: GrowthRecipe, console: Console | None = None, begun: Beg
         found.tokenizer,
         found.corpus,
         os.fspath(recipe.output),
-        as_plan(recipe.plan),
+        as_plan(recipe.plan, len(blocks(found.model))),
         recipe.training,
         recipe.prefix,
         recipe.prefix_directory,
