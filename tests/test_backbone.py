@@ -88,6 +88,9 @@ def test_parts_are_where_the_table_says(model_type):
         num_hidden_layers=3,
         num_attention_heads=2,
         num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     model = AutoModelForCausalLM.from_config(config)
     assert backbone.embedding(model) is model.get_input_embeddings()
@@ -98,9 +101,46 @@ def test_parts_are_where_the_table_says(model_type):
     assert norm(hidden).shape == hidden.shape
 
 
-def test_a_family_that_scales_embeddings_is_refused():
-    with pytest.raises(TreeringError, match=r"'gemma'.*not supported"):
-        backbone.family(AutoConfig.for_model("gemma"))
+def test_an_unknown_family_is_refused():
+    with pytest.raises(TreeringError, match=r"'cohere'.*not supported"):
+        backbone.family(AutoConfig.for_model("cohere"))
+
+
+def test_a_family_that_scales_embeddings_cannot_stand_on_a_substrate(substrate, tokenizer):
+    with pytest.raises(TreeringError, match=r"'gemma'.*cannot stand on a substrate.*gpt_neox, llama"):
+        backbone.dock(AutoConfig.for_model("gemma"), substrate, tokenizer)
+
+
+@pytest.mark.parametrize("model_type", list(backbone.FAMILIES))
+@torch.no_grad()
+def test_a_plain_family_is_embedding_blocks_norm_head_and_no_other_is(model_type):
+    """What `Family.plain` and `Family.logits` say, against the model's own forward."""
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.3,
+        final_logit_softcapping=2.0,
+        **({"embedding_multiplier": 3.0, "logits_scaling": 2.0} if model_type == "granite" else {}),
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids, entered = torch.arange(12).view(1, -1), []
+    backbone.blocks(model)[0].register_forward_pre_hook(lambda block, args: entered.append(args[0]))
+    out = model(ids, output_hidden_states=True)
+    embedded = torch.nn.functional.embedding(ids, backbone.embedding(model).weight)
+    head = backbone.head(model)(out.hidden_states[-1])
+    finish = backbone.logits_of(model)
+    torch.testing.assert_close(finish(head) if finish else head, out.logits)
+    assert backbone.family(config).plain == (entered[0].equal(embedded) and head.equal(out.logits))
 
 
 def test_preset_shape_is_what_the_config_says():

@@ -6,13 +6,14 @@ rotary attention over the whole head and an untied output head, so every model i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field, ValidationError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     GPTNeoXConfig,
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.pytorch_utils import Conv1D
 
 from treering.errors import TreeringError
 from treering.reading import printable
@@ -119,17 +121,44 @@ def gpt_neox(shape: Preset) -> GPTNeoXConfig:
     )
 
 
+Logits = Callable[[Tensor, PreTrainedConfig], Tensor]
+"""What a family makes of its head's outputs […, vocab]."""
+
+
 @dataclass(frozen=True)
 class Family:
-    """Where a Hugging Face causal language model keeps its parts, as attribute paths from the model."""
+    """Where a Hugging Face causal language model keeps its parts, as attribute paths from the model, and what it adds.
 
-    embedding: str
-    blocks: str
-    final_norm: str
-    head: str
+    Attributes:
+        output_norms: names of a block's norms that stand between its layers and the residual stream, if there are any.
+        norm_offset: what such a norm adds to its weight.
+        logits: what is done to the head's outputs; nothing, if None.
+        plain: the forward is embedding, blocks, final norm, head, and nothing else: embeddings are neither scaled nor
+            added to, and logits are what the head says.
+    """
+
+    embedding: str = "model.embed_tokens"
+    blocks: str = "model.layers"
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+    output_norms: tuple[str, ...] = ()
+    norm_offset: float = 0.0
+    logits: Logits | None = None
+    plain: bool = True
 
 
-_LLAMA = Family("model.embed_tokens", "model.layers", "model.norm", "lm_head")
+def _scaled(logits: Tensor, config: PreTrainedConfig) -> Tensor:
+    return logits / config.logits_scaling
+
+
+def _capped(logits: Tensor, config: PreTrainedConfig) -> Tensor:
+    cap = config.final_logit_softcapping
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+_LLAMA = Family()
+_POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+_GEMMA_2 = Family(output_norms=_POST_NORMS, norm_offset=1.0, logits=_capped, plain=False)
 
 FAMILIES: dict[str, Family] = {
     "gpt_neox": Family("gpt_neox.embed_in", "gpt_neox.layers", "gpt_neox.final_layer_norm", "lm_head"),
@@ -137,9 +166,19 @@ FAMILIES: dict[str, Family] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "phi3": _LLAMA,
+    "smollm3": _LLAMA,
+    "olmo2": Family(output_norms=_POST_NORMS),
+    "gemma": Family(plain=False),  # scales embeddings
+    "gemma2": _GEMMA_2,  # scales embeddings, caps logits
+    "gemma3_text": _GEMMA_2,
+    "granite": Family(logits=_scaled, plain=False),  # scales embeddings and logits
+    "gpt2": Family("transformer.wte", "transformer.h", "transformer.ln_f", "lm_head", plain=False),  # adds positions
 }
-"""The families whose forward is embedding, blocks, final norm, head, and nothing else: no scaled or normalised
-embeddings, no soft-capped or scaled logits. Those of others (Gemma, Granite, Cohere …) would silently be wrong."""
+"""The families that can grow. Those that are not plain cannot stand on a substrate, which is read as it is."""
+
+PER_BLOCK = ("layer_types", "no_rope_layers")
+"""Fields of a configuration that are lists with an entry for each block."""
 
 
 def family(config: PreTrainedConfig) -> Family:
@@ -152,8 +191,8 @@ def family(config: PreTrainedConfig) -> Family:
         return FAMILIES[config.model_type]
     except KeyError:
         raise TreeringError(
-            f"Models of family {config.model_type!r} are not supported: Treering must know that nothing but "
-            "embedding, blocks, final norm and head stands between tokens and logits. "
+            f"Models of family {config.model_type!r} are not supported: Treering must know all that stands between "
+            "tokens and logits beside embedding, blocks, final norm and head. "
             f"Supported: {', '.join(FAMILIES)}."
         ) from None
 
@@ -188,14 +227,35 @@ def set_final_norm(model: PreTrainedModel, norm: nn.Module) -> None:
     _set(model, family(model.config).final_norm, norm)
 
 
-def residual_outputs(block: nn.Module) -> list[nn.Linear]:
-    """The linear layers whose outputs a block adds to the residual stream: attention's and the MLP's last ones."""
-    names = ("dense", "dense_4h_to_h", "o_proj", "down_proj")
-    return [
-        module
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in names
-    ]
+def logits_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
+    """What the model's family makes of the head's outputs […, vocab]; None if they are the logits."""
+    finish, config = family(model.config).logits, model.config
+    return (lambda outputs: finish(outputs, config)) if finish else None
+
+
+def linear_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
+    """The linear layers of a block by their path in it; GPT-2's, which are stored the other way round, among them."""
+    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+
+
+def residual_outputs(block: nn.Module) -> list[nn.Linear | Conv1D]:
+    """The linear layers that a block's attention and MLP end in."""
+    names = ("dense", "dense_4h_to_h", "o_proj", "down_proj", "c_proj")
+    return [module for name, module in linear_layers(block).items() if name.rpartition(".")[2] in names]
+
+
+def silence(block: nn.Module, family: Family) -> None:
+    """Let a block add nothing to the residual stream, until it trains.
+
+    Where a norm follows its last layers, that norm's weight is what becomes zero: behind it, the least output of the
+    layers would be blown up to the norm's own size.
+    """
+    outputs: list[Any] = [block.get_submodule(name) for name in family.output_norms] or [*residual_outputs(block)]
+    with torch.no_grad():
+        for output in outputs:
+            output.weight.fill_(-family.norm_offset if family.output_norms else 0.0)
+            if getattr(output, "bias", None) is not None:
+                output.bias.zero_()
 
 
 def _set(model: PreTrainedModel, path: str, module: nn.Module) -> None:
@@ -242,9 +302,14 @@ def dock(config: PreTrainedConfig, substrate: Substrate, tokenizer: PreTrainedTo
     Initial weights come from torch's global random state: seed it first.
 
     Raises:
-        TreeringError: vocabulary or width differ, the tokenizer is not the substrate's, or the family is unsupported.
+        TreeringError: vocabulary or width differ, the tokenizer is not the substrate's, or the family is unsupported or
+            not plain.
     """
-    family(config)
+    if not family(config).plain:
+        raise TreeringError(
+            f"Models of family {config.model_type!r} do more with an embedding than to read it, so they cannot stand "
+            f"on a substrate. Those that can: {', '.join(name for name, row in FAMILIES.items() if row.plain)}."
+        )
     vocab_size, d_model = substrate.matrix.shape
     if (config.vocab_size, config.hidden_size) != (vocab_size, d_model):
         raise TreeringError(

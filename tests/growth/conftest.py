@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 from rich.console import Console
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from treering.growth import grow, seedling
 from treering.training import Backbone
@@ -30,6 +30,24 @@ def growing(tokenizer, corpus):
     )
 
 
+WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+FOREIGN = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": WINDOWS | {"head_dim": 16, "use_sliding_window": True},
+    "phi3": {},
+    "smollm3": {"no_rope_layers": [1, 0], "use_sliding_window": False},
+    "olmo2": {},
+    "gemma": {"head_dim": 16},
+    "gemma2": WINDOWS | {"head_dim": 16, "final_logit_softcapping": 5.0},
+    "gemma3_text": WINDOWS | {"head_dim": 16, "final_logit_softcapping": 5.0},
+    "granite": {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5},
+    "gpt2": {},
+}
+"""By family, what its small model says beside its sizes."""
+
+
 @pytest.fixture
 def foreign(tokenizer):
     """``foreign(family, **config)``: a small model that Treering did not make, of two blocks."""
@@ -44,12 +62,13 @@ def foreign(tokenizer):
             "num_key_value_heads": 1,
             "max_position_embeddings": 64,
             "initializer_range": 0.2,
-        } | config
+            "tie_word_embeddings": family in ("gemma", "gemma2", "gemma3_text", "gpt2"),
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
         torch.manual_seed(3)
-        if family == "qwen3":
-            kinds = ["sliding_attention", "full_attention"]
-            shape |= {"head_dim": 16, "use_sliding_window": True, "sliding_window": 8, "layer_types": kinds}
-            return Qwen3ForCausalLM(Qwen3Config(**shape)).eval()
-        return LlamaForCausalLM(LlamaConfig(**shape)).eval()
+        config = AutoConfig.for_model(family, **shape | FOREIGN[family] | config)
+        return AutoModelForCausalLM.from_config(config).eval()
 
     return make

@@ -13,8 +13,8 @@ def grow(
         str,
         typer.Argument(
             metavar="RECIPE|PLAN",
-            help="YAML file (recipes/grow.yaml and recipes/branch.yaml are commented ones), or a ready plan's name, such "
-            "as branch",
+            help="YAML file (recipes/grow.yaml and recipes/branch.yaml are commented ones), or a ready plan's name: "
+            "branch, say",
         ),
     ],
     substrate: Annotated[str | None, typer.Option(help="of a fresh model; replaces the recipe's")] = None,
@@ -34,8 +34,8 @@ def grow(
     """
     from io import BytesIO
 
-    from treering.cli.console import progress, results
     from treering.backbone import blocks
+    from treering.cli.console import progress, results
     from treering.growth import PLANS, GrowthRecipe, grow_recipe, survey
     from treering.growth.cost import as_table
     from treering.growth.recipe import as_plan, begin

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from treering import backbone
 from treering.errors import TreeringError
 from treering.growth.plan import Start
+
+Kind = TypeVar("Kind")
+"""What a configuration says of one block."""
 
 
 def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", residual_init: bool = True) -> None:
@@ -34,7 +37,10 @@ def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", 
     """
     old, config = list(backbone.blocks(model)), model.config
     depth, copied = len(old) + len(new), sources(new, len(old), start)
-    fresh, left = list(backbone.blocks(fresh_model(config, len(new)))), iter(old)
+    lists = {name: kinds(values, new, start) for name, values in _per_block(config).items()}
+    descending = sorted(new, reverse=True)
+    made = fresh_model(config, len(new), {name: [v[block - 1] for block in descending] for name, v in lists.items()})
+    fresh, left = list(backbone.blocks(made)), iter(old)
     sample, stack = next(model.parameters()), list[nn.Module]()
     for position in range(1, depth + 1):
         if position not in new:
@@ -46,13 +52,13 @@ def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", 
         elif residual_init:
             _scale_outputs(block, 1 / math.sqrt(2 * depth))
         if start == "zero":
-            _scale_outputs(block, 0.0)
-        stack.append(block.to(device=sample.device, dtype=sample.dtype))
+            backbone.silence(block, backbone.family(config))
+        stack.append(block.to(device=sample.device, dtype=sample.dtype).train(model.training))
     _place(stack, config)
     backbone.set_blocks(model, nn.ModuleList(stack))
     config.num_hidden_layers = depth
-    if layer_types := getattr(config, "layer_types", None):
-        config.layer_types = kinds(layer_types, new, start)
+    for name, values in lists.items():
+        setattr(config, name, values)
 
 
 def sources(new: Sequence[int], old: int, start: Start) -> dict[int, int]:
@@ -67,13 +73,13 @@ def sources(new: Sequence[int], old: int, start: Start) -> dict[int, int]:
     return {b: max(1, below[b]) if start == "copy" else n % old + 1 for n, b in enumerate(sorted(new))}
 
 
-def kinds(old: Sequence[str], new: Sequence[int], start: Start) -> list[str]:
-    """How each block of the deeper stack attends (``layer_types``): a new one as what it copies, or else stands on.
+def kinds(old: Sequence[Kind], new: Sequence[int], start: Start) -> list[Kind]:
+    """How each block of the deeper stack attends (`PER_BLOCK`): a new one as what it copies, or else stands on.
 
     Args:
         old: kinds of the blocks before; at least one.
     """
-    copied, found, left = sources(new, len(old), start), list[str](), iter(old)
+    copied, found, left = sources(new, len(old), start), list[Kind](), iter(old)
     for position in range(1, len(old) + len(new) + 1):
         if position not in new:
             found.append(next(left))
@@ -98,13 +104,33 @@ def require_one_kind(leaders: Mapping[int, int], kinds: Sequence[str]) -> None:
             )
 
 
-def fresh_model(config: PreTrainedConfig, count: int) -> PreTrainedModel:
-    """Blocks as transformers makes and initialises them, in a model of one token."""
+def _per_block(config: PreTrainedConfig) -> dict[str, list[Any]]:
+    """What the configuration says of each block, by the field's name; fields that say nothing are left out."""
+    return {name: list(values) for name in backbone.PER_BLOCK if (values := getattr(config, name, None))}
+
+
+def fresh_model(
+    config: PreTrainedConfig, count: int, per_block: Mapping[str, Sequence[Any]] | None = None
+) -> PreTrainedModel:
+    """Blocks as transformers makes and initialises them, in a model of one token.
+
+    Args:
+        per_block: what the configuration says of each; of the first block, if not given.
+    """
     small = copy.deepcopy(config)
     small.num_hidden_layers, small.vocab_size, small.pad_token_id = count, 1, None
-    if layer_types := getattr(config, "layer_types", None):
-        small.layer_types = [layer_types[0]] * count
+    for name, values in _per_block(config).items():
+        setattr(small, name, list(per_block[name]) if per_block else values[:1] * count)
     return AutoModelForCausalLM.from_config(small)
+
+
+def still(model: nn.Module) -> None:
+    """Let nothing drop out: a frozen block must make the same of a text every time."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 @contextmanager
@@ -143,9 +169,8 @@ def _place(stack: Iterable[nn.Module], config: PreTrainedConfig) -> None:
 def _scale_outputs(block: nn.Module, factor: float) -> None:
     with torch.no_grad():
         for output in backbone.residual_outputs(block):
-            output.weight.mul_(factor)
-            if output.bias is not None:
-                output.bias.mul_(factor)
+            for parameter in output.parameters():
+                parameter.mul_(factor)
 
 
 class _Absent(nn.Module):
@@ -153,6 +178,19 @@ class _Absent(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states
+
+
+class _Entrance(_Absent):
+    """Where the lowest block stood: out goes what the model was given, whatever its family does to embeddings first."""
+
+    given: Tensor
+
+    def note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hook before the model's forward."""
+        self.given = kwargs["inputs_embeds"]
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.given
 
 
 @contextmanager
@@ -167,14 +205,15 @@ def only(model: PreTrainedModel, low: int, high: int | None = None) -> Iterator[
     table = backbone.embedding(model)
     top = len(stack) if high is None else high
     partial = [block if low <= index < top else _Absent() for index, block in enumerate(stack)]
-    backbone.set_blocks(model, nn.ModuleList(partial))
-    if high is not None:
-        backbone.set_final_norm(model, nn.Identity())
-    if low:
-        model.set_input_embeddings(nn.Identity())
-    try:
+    with ExitStack() as undo:
+        undo.callback(model.set_input_embeddings, table)
+        undo.callback(backbone.set_final_norm, model, norm)
+        undo.callback(backbone.set_blocks, model, stack)
+        if low:
+            partial[0] = entrance = _Entrance()
+            undo.callback(model.base_model.register_forward_pre_hook(entrance.note, with_kwargs=True).remove)
+            model.set_input_embeddings(nn.Identity())
+        if high is not None:
+            backbone.set_final_norm(model, nn.Identity())
+        backbone.set_blocks(model, nn.ModuleList(partial))
         yield
-    finally:
-        backbone.set_blocks(model, stack)
-        backbone.set_final_norm(model, norm)
-        model.set_input_embeddings(table)

@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from treering import backbone
 from treering.errors import TreeringError
@@ -113,12 +114,13 @@ def shape_of(config: PreTrainedConfig, positions: int) -> Shape:
     with torch.device("meta"):
         model = fresh_model(config, 1)
     block = backbone.blocks(model)[0]
-    linear = [(n.rpartition(".")[2], m) for n, m in block.named_modules() if isinstance(m, nn.Linear)]
+    layers = [(name.rpartition(".")[2], module) for name, module in backbone.linear_layers(block).items()]
+    linear = [(n, *(m.weight.shape if isinstance(m, Conv1D) else reversed(m.weight.shape))) for n, m in layers]
     embedding = config.vocab_size * config.hidden_size
     return Shape(
         embedding=embedding,
         block=_size(block),
-        linear=tuple((name, module.in_features, module.out_features) for name, module in linear),
+        linear=tuple(linear),
         norm=_size(backbone.final_norm(model)),
         head=embedding,
         width=config.hidden_size,

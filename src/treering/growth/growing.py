@@ -23,7 +23,7 @@ from treering import backbone
 from treering import corpus as corpora
 from treering.errors import TreeringError
 from treering.growth import lora
-from treering.growth.blocks import deepen, kinds, only, require_one_kind, tied
+from treering.growth.blocks import deepen, kinds, only, require_one_kind, still, tied
 from treering.growth.cost import StageCost, cache_flops, count, require_budget, shape_of
 from treering.growth.moments import load_moments, moved, save_moments
 from treering.growth.plan import Plan, Step, blocks_text, steps, trained_text
@@ -206,6 +206,7 @@ def _run_stages(run: _Run, placed: Sequence[Step], costs: Sequence[StageCost]) -
                 moments = moved(load_moments(run.place, before), placed[before - 1], step, model)
         set_seed(run.training.seed + step.number)
         deepen(model, step.stage.new, step.stage.start, run.training.residual_init)
+        still(model)
         if step.number in missing:
             run.console.print(f"  stage {step.number} of {len(placed)}: {_in_words(step)}", highlight=False)
             order = reading_order(len(text.train), run.training.seed, begun, cost.tokens // text.block_size)

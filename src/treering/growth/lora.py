@@ -31,8 +31,7 @@ def attach(model: PreTrainedModel, blocks: Sequence[int], settings: Lora) -> nn.
     linear = [
         (f"{place}.{number - 1}.{name}", name.rpartition(".")[2])
         for number in blocks
-        for name, module in stack[number - 1].named_modules()
-        if isinstance(module, nn.Linear)
+        for name in backbone.linear_layers(stack[number - 1])
     ]
     known = {short for _, short in linear}
     require_targets(settings, known, model.config.model_type)

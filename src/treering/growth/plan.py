@@ -206,8 +206,8 @@ def _faults(stage: Stage, depth: int) -> Iterator[str]:
         yield f"trains block {beyond[0]}, and the stack has {deeper}."
     if stage.head == "frozen" and not depth:
         yield (
-            "freezes the head of a model that has no block yet: with a new vocabulary (substrate:) a head knows nothing "
-            "and has to train. Say head: trained, or give model: to grow an existing one."
+            "freezes the head of a model that has no block yet: with a new vocabulary (substrate:) a head knows "
+            "nothing and has to train. Say head: trained, or give model: to grow an existing one."
         )
     if not deeper:
         yield "has no block to train; the first one adds some (new: 1-2, say)."

@@ -150,7 +150,7 @@ def branch(depth: int, blocks: int = 2, leave: int = 0, head: Head = "frozen") -
     Args:
         depth: blocks of the model.
         blocks: new ones on top, which add nothing at first.
-        leave: so many blocks below the top the branch leaves the trunk; those above are copies of the model's, and train.
+        leave: blocks below the top where the branch leaves the trunk; those above are copies, and train.
         head: a frozen one is the model's own, and so that of all its branches.
 
     Raises:
@@ -162,7 +162,9 @@ def branch(depth: int, blocks: int = 2, leave: int = 0, head: Head = "frozen") -
             f"Give from: {depth} at most."
         )
     if not blocks and not leave:
-        raise TreeringError("The branch has no block of its own: give it new ones (blocks: 2) or a place to leave (from: 2).")
+        raise TreeringError(
+            "The branch has no block of its own: give it new ones (blocks: 2) or a place to leave (from: 2)."
+        )
     own = _span(depth - leave + 1, depth + blocks)
     return Plan(stages=(Stage(new=_span(depth + 1, depth + blocks), train=own, share=1.0),), head=head)
 

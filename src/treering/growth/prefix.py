@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -173,8 +173,9 @@ class PrefixCache:
     def paths(self, model: PreTrainedModel, depths: Iterable[int]) -> dict[int, Path]:
         """`path` after each of so many blocks; every weight is looked at once."""
         depths = sorted(depths)
-        modules = [backbone.embedding(model), *backbone.blocks(model)][: max(depths, default=0) + 1]
-        weights, found = [_weights(module) for module in modules], dict[int, Path]()
+        stack = list(backbone.blocks(model))[: max(depths, default=0)]
+        weights = [_weights(_outside_blocks(model)), *(_weights(block.named_parameters()) for block in stack)]
+        found = dict[int, Path]()
         for below in depths:
             whole = [self._identity, self.rows, self.positions, self.precision, _configuration(model, below)]
             name = hashlib.sha256(json.dumps([*whole, weights[: below + 1]]).encode()).hexdigest()[:32]
@@ -270,15 +271,22 @@ class PrefixCache:
 def _configuration(model: PreTrainedModel, below: int) -> str:
     """What of the configuration the hidden states after ``below`` blocks follow from."""
     # Not what the depth changes, nor what merely saving a model does: weights tell their own precision.
-    volatile = ("num_hidden_layers", "_name_or_path", "transformers_version", "treering", "architectures", "dtype")
+    depth = model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    volatile = (depth, "_name_or_path", "transformers_version", "treering", "architectures", "dtype")
     config = {name: value for name, value in model.config.to_dict().items() if name not in volatile}
-    if config.get("layer_types"):
-        config["layer_types"] = config["layer_types"][:below]
+    config |= {name: config[name][:below] for name in backbone.PER_BLOCK if config.get(name)}
     return json.dumps(config, sort_keys=True, default=str)
 
 
-def _weights(module: nn.Module) -> list[str]:
-    return [f"{name} {parameter.dtype} {digest(parameter)}" for name, parameter in module.named_parameters()]
+def _outside_blocks(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters below the blocks: the embedding, and what a family adds to it."""
+    row = backbone.family(model.config)
+    above = tuple(f"{path}." for path in (row.blocks, row.final_norm, row.head))
+    return ((name, parameter) for name, parameter in model.named_parameters() if not name.startswith(above))
+
+
+def _weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
+    return [f"{name} {parameter.dtype} {digest(parameter)}" for name, parameter in parameters]
 
 
 def choose_precision(

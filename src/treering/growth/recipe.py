@@ -43,7 +43,7 @@ class Way(Schema):
     low: BlockCount = Field(2, description="of looped, copied: blocks that begin, and come again at every depth")
     head: bool | Head = Field(
         False,
-        description="of looped, copied, turns: true lets it train in the turn of the lowest blocks alone; frozen: never",
+        description="of looped, copied, turns: true: it trains in the lowest blocks' turn alone; frozen: never",
     )
     rounds: int = Field(1, ge=1, le=100, description="of revolving: how often the window goes through the stack")
     turn: Steps = Field(25, description="of looped, copied, turns: steps before the next blocks train")
@@ -98,7 +98,7 @@ class Branch(Schema):
         return plans.branch(depth, blocks, self.leave, self.head)
 
 
-BRANCH_TRAINING = {"learning_rate": 1e-3, "warmup": 0.1, "epochs": 2}
+BRANCH_TRAINING, BRANCH_LENGTH = {"learning_rate": 1e-3, "warmup": 0.1}, {"epochs": 2}
 """What the training of a branch is where its recipe does not say; found by trying (docs/growth.md)."""
 
 PLANS: dict[str, Way | Branch] = {
@@ -118,7 +118,7 @@ PLANS: dict[str, Way | Branch] = {
     "monolithic-6": Way(way="monolithic", depth=6),
     "branch": Branch(),
 }
-"""By name: the paper's (one block at a time to six and to sixteen, three at a time to nine), ours, baselines, and a branch."""
+"""By name: the paper's (one block at a time to six and to sixteen, three to nine), ours, baselines, a branch."""
 
 
 def _known_plan(value: Any) -> Any:
@@ -138,9 +138,7 @@ def _kind_of_plan(value: Any) -> str:
 
 
 PlanField = Annotated[
-    Annotated[Way, Tag(TAG + "way")]
-    | Annotated[Branch, Tag(TAG + "branch")]
-    | Annotated[Plan, Tag(TAG + "stages")],
+    Annotated[Way, Tag(TAG + "way")] | Annotated[Branch, Tag(TAG + "branch")] | Annotated[Plan, Tag(TAG + "stages")],
     Discriminator(_kind_of_plan),
     BeforeValidator(_known_plan),
 ]
@@ -175,13 +173,14 @@ class GrowthRecipe(Schema):
     @model_validator(mode="before")
     @classmethod
     def _as_a_branch_trains(cls, values: Any) -> Any:
-        """What the training of a branch leaves out is `BRANCH_TRAINING`, not what suits a model that is made from nothing."""
+        """What a branch's training leaves out is `BRANCH_TRAINING`, not what suits a model made from nothing."""
         fields = values if isinstance(values, dict) else {}
         plan, training = fields.get("plan"), fields.get("training") or {}
-        if plan != "branch" and _kind_of_plan(plan) != TAG + "branch" or not isinstance(training, dict):
+        is_branch = plan == "branch" or _kind_of_plan(plan) == TAG + "branch"
+        if not is_branch or not isinstance(training, dict):
             return values
-        usual = {n: v for n, v in BRANCH_TRAINING.items() if n != "epochs" or not {"tokens", "epochs"} & training.keys()}
-        return fields | {"training": usual | training}
+        length = {} if {"tokens", "epochs"} & training.keys() else BRANCH_LENGTH
+        return fields | {"training": BRANCH_TRAINING | length | training}
 
     @model_validator(mode="after")
     def _one_beginning(self) -> GrowthRecipe:
@@ -189,7 +188,7 @@ class GrowthRecipe(Schema):
             raise ValueError("give either substrate, for a fresh model, or model, for one that grows further")
         if self.substrate and isinstance(self.plan, Branch):
             raise ValueError(
-                "a branch grows on a model that exists, with its vocabulary and its head: give model instead of substrate"
+                "a branch grows on a model that exists, with its vocabulary and its head: give model, not substrate"
             )
         if self.backbone.layers is not None:
             raise ValueError("backbone.layers is not a recipe's to say here: the plan's stages add the blocks")

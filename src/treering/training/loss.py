@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from treering.backbone import head
+from treering.backbone import head, logits_of
 
 LOGITS_AT_ONCE = 2**23
 """Logits per chunk (positions × vocabulary): 32 MiB in float32, whatever the vocabulary."""
@@ -22,8 +23,14 @@ IGNORED = -100
 """The label of positions that do not count."""
 
 
-def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Sum over positions of ``-log softmax(hidden @ weight.T + bias)[label]``, in nats.
+def next_token_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    finish: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Sum over positions of ``-log softmax(finish(hidden @ weight.T + bias))[label]``, in nats.
 
     The logits of the whole batch, the largest tensor of a small model with a large vocabulary, never exist at once:
     ``torch.nn.functional.linear_cross_entropy`` makes them chunk by chunk, with their gradients.
@@ -33,7 +40,17 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor
         weight: output head [vocab, d_model].
         labels: the token that follows each position [position]; ``IGNORED`` does not count.
         bias: of the head [vocab].
+        finish: what is done to the head's outputs […, vocab]; nothing, if None.
     """
+    at_once = max(1, LOGITS_AT_ONCE // len(weight))
+    if finish is not None:
+
+        def part(hidden: Tensor, labels: Tensor) -> Tensor:
+            logits = finish(F.linear(hidden, weight, bias)).float()
+            return F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
+
+        parts = zip(hidden.split(at_once), labels.split(at_once), strict=True)
+        return torch.stack([checkpoint(part, *each, use_reentrant=False) for each in parts]).sum()
     return F.linear_cross_entropy(
         hidden,
         weight,
@@ -41,9 +58,7 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor
         linear_bias=bias,
         reduction="sum",
         ignore_index=IGNORED,
-        options=nn.LinearCrossEntropyOptions(
-            batch_chunk_size=max(1, LOGITS_AT_ONCE // len(weight)), chunking_method=None
-        ),
+        options=nn.LinearCrossEntropyOptions(batch_chunk_size=at_once, chunking_method=None),
     )
 
 
@@ -66,7 +81,7 @@ def _fused_forward(
     hidden = self.base_model(use_cache=False, **inputs).last_hidden_state
     targets = labels[:, 1:].flatten()
     out = head(self)
-    total = next_token_loss(hidden[:, :-1].flatten(0, 1), out.weight, targets, out.bias)
+    total = next_token_loss(hidden[:, :-1].flatten(0, 1), out.weight, targets, out.bias, logits_of(self))
     count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
     return CausalLMOutputWithPast(loss=total / count)
 
