@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
@@ -22,6 +22,7 @@ from treering.composition.model import ComposedModel
 from treering.composition.rules import rule as parse_rule
 from treering.composition.schema import MOST_CONFIGURATION, check_fields
 from treering.errors import TreeringError
+from treering.gguf import is_gguf, require_gguf
 from treering.location import file_of, locate
 from treering.output import recover
 from treering.reading import printable, read_json
@@ -35,7 +36,7 @@ def load_model(
     rule: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load an expert or a composition for use, from a directory or the hub.
+    """Load an expert or a composition for use, from a directory or the hub; or a model out of a GGUF file.
 
     No pickle is opened, and no more memory or time is spent than the weights' files have room for. Of a repository on
     the hub, that is known when its files have been fetched.
@@ -48,22 +49,13 @@ def load_model(
     Raises:
         TreeringError: there is no model, its files are damaged, cut short or not those that their fingerprints name,
             its configuration claims more than they hold, it is an adapter, it brings code that was not allowed, or a
-            rule is given for a model that is no composition, one that there is not, or one that has to be fitted first.
+            rule is given for a model that is no composition, one that there is not, or one that has to be fitted first;
+            of a GGUF file, see ``treering.gguf.require_gguf``, or transformers does not know its architecture.
     """
-    place = locate(directory, "model")
+    packed = is_gguf(directory)
+    place = os.fspath(directory) if packed else locate(directory, "model")
     try:
-        config = _require_model(place, trust_remote_code)
-        files = _weights(place)
-        if config["model_type"] == CompositionConfig.model_type:
-            read_composition(files[0].parent)
-        with _no_larger_than(files, "quantization_config" in config, place):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                place,
-                dtype=dtype or "auto",
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-            )
+        loaded: Any = _from_gguf(Path(place), dtype) if packed else _from_safetensors(place, dtype, trust_remote_code)
     except TreeringError:
         raise
     except Exception as error:  # transformers, safetensors and the hub each raise their own
@@ -86,6 +78,49 @@ def load_model(
         )
     require_fitted(model.config.fusion, parse_rule(rule))
     return model.eval().use(rule)
+
+
+def _from_safetensors(place: str, dtype: Any, trust_remote_code: bool) -> Any:
+    """A model and what its files lack."""
+    config = _require_model(place, trust_remote_code)
+    files = _weights(place)
+    if config["model_type"] == CompositionConfig.model_type:
+        read_composition(files[0].parent)
+    # Packed weights hold up to sixteen numbers in one.
+    packed = 16 if "quantization_config" in config else 1
+    sizes = [packed * math.prod(tensor["shape"]) for file in files for tensor in layout.header(file).values()]
+    with _no_larger_than(sizes, place):
+        return AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=dtype or "auto",
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+
+
+def _from_gguf(path: Path, dtype: Any) -> Any:
+    """A model with its weights as plain numbers, and what the file lacks."""
+    sizes = require_gguf(path)
+    place: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    try:
+        config = AutoConfig.from_pretrained(**place)
+    except ValueError as error:
+        if "not supported" not in str(error):
+            raise
+        raise TreeringError(
+            f"{printable(str(path))} cannot be read by transformers: {told(error)} Give the model as its makers "
+            "published it: a directory with safetensors, or hub:NAME."
+        ) from None
+    check_fields(config.to_dict(), str(path))
+    with _no_larger_than(sizes, str(path)):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype, output_loading_info=True)
+    model = loaded[0]
+    # It is no longer quantised, but would be saved as if it were.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+    return loaded
 
 
 def read_composition(directory: str | os.PathLike[str]) -> CompositionConfig:
@@ -203,18 +238,20 @@ def _weights(place: str) -> list[Path]:
 
 
 @contextmanager
-def _no_larger_than(files: list[Path], quantised: bool, place: str) -> Iterator[None]:
+def _no_larger_than(tensors: list[int], place: str) -> Iterator[None]:
     """Let no model be built in this block that has more parameters, or more numbers in them, than its files have.
 
     Models are built without memory before they are filled, but a million layers take for ever all the same, and what
     the files lack would be given memory.
 
+    Args:
+        tensors: of the files, the numbers that each can hold.
+
     Raises:
-        TreeringError: a file is damaged, or the model is larger.
+        TreeringError: the model is larger.
     """
-    tensors = [math.prod(tensor["shape"]) for file in files for tensor in layout.header(file).values()]
-    # Tied embeddings stand in a file once; packed weights hold up to sixteen numbers in one; buffers are not stored.
-    most_numbers = 2 * (16 if quantised else 1) * sum(tensors) + 2**24
+    # Tied embeddings stand in a file once; buffers are not stored.
+    most_numbers = 2 * sum(tensors) + 2**24
     most_tensors = 8 * len(tensors) + 256
     numbers = count = 0
 

@@ -13,25 +13,32 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from treering.errors import TreeringError
+from treering.gguf import is_gguf, long_reading, require_gguf
 from treering.location import file_of, locate
 from treering.reading import printable, read_json
 
 
 def load(name_or_path: str | os.PathLike[str], trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer from a directory or from the hub.
+    """Load a fast tokenizer from a directory, from the hub, or out of a GGUF file.
 
     Args:
         trust_remote_code: run Python code that comes with the tokenizer, of a class that transformers does not know.
 
     Raises:
         TreeringError: there is no tokenizer, it cannot be read, it has no fast (Rust) form, it brings code that was not
-            allowed, or its IDs are far more than its tokens.
+            allowed, or its IDs are far more than its tokens; of a GGUF file, see ``treering.gguf.require_gguf``.
     """
-    place = locate(name_or_path, "tokenizer")
+    packed = is_gguf(name_or_path)
+    place = os.fspath(name_or_path) if packed else locate(name_or_path, "tokenizer")
     try:
-        _require_sound(place)
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
-        if type(tokenizer) is not PreTrainedTokenizerFast and _is_plain(place):
+        if packed:
+            require_gguf(place)
+            with long_reading(f"the tokenizer of {Path(place).name}"):
+                tokenizer = AutoTokenizer.from_pretrained(Path(place).parent, gguf_file=Path(place).name)
+        else:
+            _require_sound(place)
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+        if not packed and type(tokenizer) is not PreTrainedTokenizerFast and _is_plain(place):
             # Beside a config.json of some families (qwen2, phi3 …) AutoTokenizer rebuilds the family's own
             # tokenizer out of this one's vocabulary, and text no longer comes back.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(place)
@@ -45,7 +52,7 @@ def load(name_or_path: str | os.PathLike[str], trust_remote_code: bool = False) 
         flag = "\nTreering's flag for that is --trust-remote-code." if "trust_remote_code" in told else ""
         raise TreeringError(
             f"No tokenizer could be loaded from {printable(os.fspath(name_or_path))}: {told}\n"
-            f"Give a directory that holds tokenizer.json, or hub:NAME.{flag}"
+            f"Give a directory that holds tokenizer.json, hub:NAME, or FILE.gguf.{flag}"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TreeringError(
