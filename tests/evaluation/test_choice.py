@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from treering import tokenizer as tokenizers
@@ -82,6 +84,17 @@ def test_abilities_have_intervals_and_an_untrained_model_is_at_chance(model, tok
     assert 0.1 < found[2]["value"] < 0.4
     with pytest.raises(TreeringError, match="no text"):
         abilities("m", model, tokenizer, {})
+
+
+def test_abilities_on_few_documents_are_those_of_the_first_ones_and_show_how_far_they_are(model, tokenizer, pages):
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    found = abilities("m", model, tokenizer, {"[ru]": pages["ru"]}, most=9, console=console)
+    assert [a["count"] for a in found] == [9, len(continuations(pages["ru"][:9])), 9]
+    assert found[0]["value"] == pytest.approx(
+        document_losses(model, tokenizer, pages["ru"][:9]).score().bits_per_byte, abs=1e-4
+    )
+    shown = console.file.getvalue()
+    assert all(f"[ru]: {measure}" in shown for measure in ("bits per byte", "continuation", "recall"))
 
 
 def test_the_command_prints_a_table_or_json(model, tokenizer, pages, tmp_path):

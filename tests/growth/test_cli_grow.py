@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -84,6 +86,75 @@ def test_an_existing_model_grows(folder):
     tokenizers.load(folder / "out")
 
 
+def test_a_branch_grows_without_a_recipe(folder):
+    shown = run("branch", "--model", folder / "llama", "--data", folder / "corpus", "-o", folder / "out").stderr
+    assert "stage 1 of 1: 4 blocks, new 3-4 (zero), training 3-4, head frozen" in shown
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("llama", "out"))
+    kept = [name for name in before if name != "model.norm.weight"]
+    assert all(after[name].equal(before[name]) for name in kept)
+    own = set(after) - set(before)
+    assert own and all(name.startswith(("model.layers.2.", "model.layers.3.")) for name in own)
+    settings = json.loads((folder / "out" / "training.json").read_text())["settings"]
+    assert {name: settings[name] for name in recipes.BRANCH_TRAINING} == recipes.BRANCH_TRAINING
+    tokenizers.load(folder / "out")
+
+
+def test_what_a_recipe_says_of_a_branchs_training_stands(folder):
+    fields = {"substrate": None, "model": str(folder / "llama"), "plan": {"way": "branch", "from": 1}}
+    run(write(folder, **fields))
+    settings = json.loads((folder / "out" / "training.json").read_text())["settings"]
+    assert settings["tokens"] == TRAINING["tokens"] and settings["epochs"] is None
+    assert settings["learning_rate"] == recipes.BRANCH_TRAINING["learning_rate"]
+    grown = AutoModelForCausalLM.from_pretrained(folder / "out")
+    assert grown.config.num_hidden_layers == 2  # the upper block is the branch's own copy
+    run(write(folder, **fields, training=TRAINING | {"learning_rate": 0.5}, output=str(folder / "other")))
+    assert json.loads((folder / "other" / "training.json").read_text())["settings"]["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"plan": {"way": "branch", "from": 3}}, "cannot leave the trunk 3 blocks below the top: the model has 2"),
+        ({"plan": {"way": "branch", "form": 3}}, r"recipe.yaml:\d+: plan.form: .*did you mean 'from'"),
+        (
+            {"plan": {"way": "branch", "depth": 3}},
+            r"plan.depth: there is no such field; there are way, blocks, from, head",
+        ),
+        ({"plan": {"way": "branch", "blocks": 0}}, "no block of its own"),
+        ({"plan": "branch", "model": None, "substrate": "substrate"}, "give model, not substrate"),
+        (
+            {"plan": {"way": "monolithic", "depth": 2, "head": "frozen"}, "model": None, "substrate": "substrate"},
+            r"Stage 1 freezes the head .*\(substrate:\)",
+        ),
+        ({"abilities": 0.5}, "abilities"),
+        ({"model": "nothing.gguf"}, "There is no file nothing.gguf"),
+    ],
+)
+def test_what_is_wrong_with_a_branch_is_one_message(folder, monkeypatch, capsys, fields, message):
+    monkeypatch.chdir(folder)
+    said = refused(
+        monkeypatch, capsys, write(folder, **{"substrate": None, "model": "llama", "plan": "branch"} | fields)
+    )
+    assert re.search(message, said.replace("\n", " ")), said
+    assert not list(folder.glob("out*"))
+
+
+def test_a_plan_that_is_no_recipe_and_no_name(folder, monkeypatch, capsys):
+    assert "There is no recipe brunch" in refused(monkeypatch, capsys, "brunch", "--model", folder / "llama")
+    said = refused(monkeypatch, capsys, "branch", "--model", folder / "llama")
+    assert "command line: data: this field is required" in said
+    assert "command line: output: this field is required" in said
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 20), (True, None), (7, 7)])
+def test_a_large_model_is_measured_on_few_documents_unless_a_recipe_says_otherwise(
+    asked, expected, foreign, monkeypatch
+):
+    assert recipes.measured(asked, foreign()) == (7 if asked == 7 else None)
+    monkeypatch.setattr(recipes, "LARGE", 100)
+    assert recipes.measured(asked, foreign()) == expected
+
+
 @pytest.mark.parametrize("name", [name for name in recipes.PLANS if name != "branch"])
 def test_ready_plans_by_name(folder, name):
     shown = run(write(folder, training=TRAINING | {"tokens": 100_000}), "--plan", name, "--dry-run").stdout
@@ -130,12 +201,14 @@ def test_a_checkpoint_of_another_depth_than_the_plan_continues(folder, monkeypat
 
 
 def test_a_family_that_is_not_supported(folder, monkeypatch, capsys, tokenizer):
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import BloomConfig, BloomForCausalLM
 
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2)).save_pretrained(folder / "g")
+    BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2)).save_pretrained(
+        folder / "g"
+    )
     tokenizers.save(tokenizer, folder / "g")
     path = write(folder, substrate=None, model=str(folder / "g"), backbone=None)
-    assert "family 'gpt2' are not supported" in refused(monkeypatch, capsys, path)
+    assert "family 'bloom' are not supported" in refused(monkeypatch, capsys, path)
 
 
 def test_an_output_that_is_there_is_left_alone(folder, monkeypatch, capsys):

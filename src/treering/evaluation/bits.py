@@ -91,7 +91,13 @@ def resampled_ratios(numerator: np.ndarray, denominator: np.ndarray, seed: int, 
     return np.concatenate(ratios)
 
 
-def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> DocumentLosses:
+Show = Callable[[Sequence[list[Window]]], Iterable[list[Window]]]
+"""Shows people how the work on batches of windows goes on, while they are taken out of it one by one."""
+
+
+def document_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], show: Show = iter
+) -> DocumentLosses:
     """Negative log-likelihood of each text, every token given all before it back to ``</s>``, as in training.
 
     A document longer than the model's context is read in windows that overlap by half, so that every token but the
@@ -101,7 +107,7 @@ def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
         TreeringError: there is no text, or only empty ones.
     """
 
-    return losses_by(own_surprise(model), model, tokenizer, texts)[0]
+    return losses_by(own_surprise(model), model, tokenizer, texts, show)[0]
 
 
 def own_surprise(model: PreTrainedModel) -> Callable[[Tensor, Tensor], Tensor]:
@@ -118,6 +124,7 @@ def losses_by(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[str],
+    show: Show = iter,
 ) -> list[DocumentLosses]:
     """Losses of each text under one or more ways to predict with ``model``, measured together; see `document_losses`.
 
@@ -131,7 +138,7 @@ def losses_by(
     if not texts:
         raise TreeringError("There is no text to measure on.")
     cut = windows(encode(tokenizer, texts), separator(tokenizer), model.config.max_position_embeddings)
-    nats = window_losses(surprise, model, cut, len(texts))
+    nats = window_losses(surprise, model, cut, len(texts), show)
     sizes = np.array([len(text.encode()) for text in texts])
     return [DocumentLosses(total, sizes) for total in nats]
 
@@ -142,6 +149,7 @@ def window_losses(
     model: PreTrainedModel,
     cut: Iterable[Window],
     documents: int,
+    show: Show = iter,
 ) -> list[np.ndarray]:
     """Nats [document] of the scored tokens of windows, for each way to predict; see `losses_by`."""
     speakers = len(model.config.experts) if isinstance(model, ComposedModel) else 1
@@ -149,7 +157,7 @@ def window_losses(
     nats: list[np.ndarray] = []
     was_training = model.training
     model.eval()
-    for batch in _batches(sorted(cut, key=lambda window: len(window.tokens)), at_once):
+    for batch in show(list(_batches(sorted(cut, key=lambda window: len(window.tokens)), at_once))):
         width = len(batch[-1].tokens)
         # Padding stands to the right: under causal attention nothing that is scored ever sees it.
         padded = [window.tokens + [0] * (width - len(window.tokens)) for window in batch]

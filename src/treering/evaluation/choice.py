@@ -11,17 +11,22 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.corpus import Window
 from treering.errors import TreeringError
-from treering.evaluation.bits import document_losses, own_surprise, resampled_ratios, window_losses
+from treering.evaluation.bits import Show, document_losses, own_surprise, resampled_ratios, window_losses
 from treering.tokenizer import encode, separator
 
 CHOICES = 4
 FACTS = 6
 """Facts that a passage of `recalls` states; four of their values are the choices."""
+RECALLS = 200
+"""Questions of `recalls`."""
 
 SHORTEST, LONGEST = 20, 200
 """Characters of a paragraph that is a choice: long enough to be told from others, short enough for a small context."""
@@ -69,7 +74,7 @@ def continuations(documents: Sequence[str], seed: int = 0) -> list[Question]:
     return questions
 
 
-def recalls(documents: Sequence[str], count: int = 200, seed: int = 0) -> list[Question]:
+def recalls(documents: Sequence[str], count: int = RECALLS, seed: int = 0) -> list[Question]:
     """Passages that state values of names, and ask for one again: the smallest extractive question answering.
 
     Names and values are words of the documents, so that nothing but the passage joins them. The four choices are values
@@ -97,7 +102,9 @@ def _question(context: str, right: str, wrong: list[str], rng: np.random.Generat
     return Question(context, tuple(choices[i] for i in order), int(np.argmin(order)))
 
 
-def choose(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> np.ndarray:
+def choose(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question], show: Show = iter
+) -> np.ndarray:
     """Which choice of each question [question] the model finds likeliest for its length, in nats per UTF-8 byte.
 
     A context that does not fit into the model's loses its beginning.
@@ -108,15 +115,24 @@ def choose(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions
     for index, ids in enumerate(encode(tokenizer, choices)):
         before = [start, *contexts[index // CHOICES]][-(limit - len(ids)) :] if len(ids) < limit else [start]
         cut.append(Window(index, [*before, *ids][:limit], len(before)))
-    (nats,) = window_losses(own_surprise(model), model, cut, len(choices))
+    (nats,) = window_losses(own_surprise(model), model, cut, len(choices), show)
     sizes = np.array([len(choice.encode()) for choice in choices])
     return (nats / sizes).reshape(-1, CHOICES).argmin(1)
 
 
 def abilities(
-    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Sequence[str]]
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Mapping[str, Sequence[str]],
+    most: int | None = None,
+    console: Console | None = None,
 ) -> list[Ability]:
     """Bits per byte, continuation choice and in-context recall on each text (a name and its documents).
+
+    Args:
+        most: so many documents of each text at most, and so many questions of each kind; all if not given.
+        console: where a bar shows how far the work is.
 
     Raises:
         TreeringError: there is no text.
@@ -124,16 +140,26 @@ def abilities(
     if not texts:
         raise TreeringError("There is no text to measure on.")
     found = list[Ability]()
-    for text, documents in texts.items():
-        score = document_losses(model, tokenizer, documents).score()
-        found.append(_ability(name, text, "bits per byte", score.bits_per_byte, score.low, score.high, score.documents))
-        for measure, questions in (("continuation", continuations(documents)), ("recall", recalls(documents))):
-            if questions:
-                right = choose(model, tokenizer, questions) == np.array([question.answer for question in questions])
-                shares = resampled_ratios(right.astype(float), np.ones(len(right)), seed=0)
-                low, high = np.quantile(shares, [0.025, 0.975])
-                found.append(_ability(name, text, measure, float(right.mean()), low, high, len(right)))
+    columns = BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+    with Progress(*columns, console=console or Console(quiet=True), transient=True) as progress:
+        for text, documents in texts.items():
+            documents = documents[:most]
+            score = document_losses(model, tokenizer, documents, _bar(progress, text, "bits per byte")).score()
+            bits = score.bits_per_byte, score.low, score.high, score.documents
+            found.append(_ability(name, text, "bits per byte", *bits))
+            asked = recalls(documents, RECALLS if most is None else min(most, RECALLS))
+            for measure, questions in (("continuation", continuations(documents)), ("recall", asked)):
+                if questions:
+                    chosen = choose(model, tokenizer, questions, _bar(progress, text, measure))
+                    right = chosen == np.array([question.answer for question in questions])
+                    shares = resampled_ratios(right.astype(float), np.ones(len(right)), seed=0)
+                    low, high = np.quantile(shares, [0.025, 0.975])
+                    found.append(_ability(name, text, measure, float(right.mean()), low, high, len(right)))
     return found
+
+
+def _bar(progress: Progress, text: str, measure: str) -> Show:
+    return lambda batches: progress.track(batches, description=escape(f"{text}: {measure}"))
 
 
 def _ability(model: str, text: str, measure: str, value: float, low: float, high: float, count: int) -> Ability:

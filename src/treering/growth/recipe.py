@@ -29,6 +29,9 @@ from treering.training.expert import stand_on
 from treering.training.run import weights_digest
 from treering.training.settings import MOST_BLOCKS, BlockCount, Steps
 
+LARGE, FEW = 50_000_000, 20
+"""From how many parameters on abilities are measured on few documents, unless the recipe says otherwise; how few."""
+
 
 class Way(Schema):
     """A ready way of growing, to a depth of one's own; see ``treering.growth.plans``."""
@@ -168,7 +171,11 @@ class GrowthRecipe(Schema):
     training: Training = Training(epochs=1)
     prefix: Prefix = "auto"
     prefix_directory: str | None = Field(None, description="of the cache; beside the output if not given")
-    abilities: bool = Field(True, description="measure the model after each stage on what the corpus holds out")
+    abilities: bool | Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="measure the model after each stage on what the corpus holds out: true, false, or on so many "
+        f"documents and questions of a kind; if not given, all, and {FEW} for more than {LARGE:,} parameters",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -243,6 +250,13 @@ def begin(recipe: GrowthRecipe) -> Beginning:
     return Beginning(model, tokenizer, corpus, origin | {"backbone": model.config.to_dict()})
 
 
+def measured(asked: bool | int | None, model: PreTrainedModel) -> int | None:
+    """How many documents and questions abilities are measured on at most, as a recipe asks; None for all."""
+    if asked is None:
+        return FEW if model.num_parameters() > LARGE else None
+    return None if isinstance(asked, bool) else asked
+
+
 def grow_recipe(recipe: GrowthRecipe, console: Console | None = None, begun: Beginning | None = None) -> GrowthResult:
     """Run a growth recipe; see ``treering.growth.grow``.
 
@@ -253,10 +267,15 @@ def grow_recipe(recipe: GrowthRecipe, console: Console | None = None, begun: Beg
         TreeringError: see `begin` and ``treering.growth.grow``.
     """
     found = begun or begin(recipe)
-    texts = held_out_texts([recipe.data]) if recipe.abilities else {}
+    texts = {} if recipe.abilities is False else held_out_texts([recipe.data])
+    most = measured(recipe.abilities, found.model)
 
     def measure(model: PreTrainedModel) -> list[Any]:
-        return abilities(Path(recipe.output).name, model, found.tokenizer, texts)
+        if console and most:
+            console.print(
+                f"  measuring abilities on {most} documents and questions of a kind (see abilities in a recipe)"
+            )
+        return abilities(Path(recipe.output).name, model, found.tokenizer, texts, most, console)
 
     return grow(
         found.model,
@@ -267,7 +286,7 @@ def grow_recipe(recipe: GrowthRecipe, console: Console | None = None, begun: Beg
         recipe.training,
         recipe.prefix,
         recipe.prefix_directory,
-        measure if recipe.abilities else None,
+        None if recipe.abilities is False else measure,
         found.origin,
         console,
     )
