@@ -165,6 +165,7 @@ def optimise(
     console = console or Console()
     arguments = _arguments(settings, text, unfinished)
     arguments.ddp_find_unused_parameters = turns is not None
+    arguments.use_cache = getattr(model.config, "use_cache", True)  # what the Trainer writes into the configuration
     tokens_per_step = blocks_per_step(settings, text.block_size) * text.block_size
     interruption = Interruption()
     display = Display(tokens_per_step, text.bytes_per_token, console)
