@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from treering import tokenizer as tokenizers
 from treering.cli import main
 from treering.cli.main import app
 from treering.growth import recipe as recipes
+from treering.recipe import load_recipe
 
 TRAINING = {"tokens": 2048, "batch_tokens": 256, "evaluations": 1}
 
@@ -97,6 +99,14 @@ def test_a_branch_grows_without_a_recipe(folder):
     settings = json.loads((folder / "out" / "training.json").read_text())["settings"]
     assert {name: settings[name] for name in recipes.BRANCH_TRAINING} == recipes.BRANCH_TRAINING
     tokenizers.load(folder / "out")
+
+
+def test_the_commented_recipe_is_what_a_branch_does_without_one():
+    given = {"model": "m", "data": "d", "output": "o"}
+    path = Path(__file__).parents[2] / "recipes" / "branch.yaml"
+    recipe = load_recipe(path, recipes.GrowthRecipe, given)
+    assert recipe == recipes.GrowthRecipe.model_validate(given | {"plan": {"way": "branch", "blocks": 2}})
+    assert recipes.as_plan(recipe.plan, 5) == recipes.as_plan(recipes.PLANS["branch"], 5)
 
 
 def test_what_a_recipe_says_of_a_branchs_training_stands(folder):
