@@ -6,7 +6,7 @@ rotary attention over the whole head and an untied output head, so every model i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Annotated, Any, Literal
@@ -215,6 +215,13 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
 def final_norm(model: PreTrainedModel) -> nn.Module:
     """The norm between the last block and the head."""
     return attrgetter(family(model.config).final_norm)(model)
+
+
+def below_blocks(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """What a text goes through before the first block, by name: the embedding, and what a family adds to it."""
+    row = family(model.config)
+    above = tuple(f"{path}." for path in (row.blocks, row.final_norm, row.head))
+    return ((name, parameter) for name, parameter in model.named_parameters() if not name.startswith(above))
 
 
 def set_blocks(model: PreTrainedModel, stack: nn.ModuleList) -> None:

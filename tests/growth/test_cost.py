@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from treering.backbone import PRESETS, count_parameters, gpt_neox, preset
+from treering.backbone import FAMILIES, PRESETS, count_parameters, gpt_neox, preset
 from treering.errors import TreeringError
 from treering.growth import PLANS, Lora, Plan, Stage, branch, deepen, monolithic, stacked
 from treering.growth.blocks import tied
@@ -38,10 +38,14 @@ def test_parameters_are_those_of_the_real_model(targets):
         assert cost.optimiser == cost.active * 8 / 2**20
 
 
-def test_parameters_of_llama(foreign):
-    model = foreign()
-    shape = shape_of(model.config, 64)
-    assert shape.embedding + 2 * shape.block + shape.norm + shape.head == sum(p.numel() for p in model.parameters())
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt_neox"])
+def test_parameters_of_every_family_and_of_its_low_rank_updates(family, foreign):
+    model = foreign(family)
+    plan = Plan(stages=(Stage(train="2", lora=Lora(rank=3), tokens=1, head="frozen"),))
+    (cost,) = count(steps(plan, 2), [1], shape_of(model.config, 64))
+    assert cost.total == sum(p.numel() for p in model.parameters())
+    _set_trainable(model, cost.step, table=False)
+    assert cost.active == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_the_papers_study_trains_what_the_paper_says():

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from treering.backbone import PRESETS, gpt_neox
+from treering.training import loss
 from treering.training.loss import IGNORED, collate, fused_loss, next_token_loss
 
 
@@ -22,6 +23,26 @@ def test_equals_cross_entropy_of_the_logits_and_its_gradients():
     expected = torch.autograd.grad(reference, [hidden, weight])
     torch.testing.assert_close(ours, reference)
     torch.testing.assert_close(gradients, expected)
+
+
+@pytest.mark.parametrize("at_once", [97 * 7, 2**23])
+def test_what_is_done_to_logits_is_part_of_the_loss_and_its_gradients(monkeypatch, at_once):
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    hidden = torch.randn(50, 16, requires_grad=True)
+    weight, bias = torch.randn(97, 16, requires_grad=True), torch.randn(97, requires_grad=True)
+    labels = torch.randint(0, 97, (50,))
+    labels[::7] = IGNORED
+
+    def cap(logits):
+        return 3 * torch.tanh(logits / 3)
+
+    ours = next_token_loss(hidden, weight, labels, bias, cap)
+    gradients = torch.autograd.grad(ours, [hidden, weight, bias])
+    kept = labels != IGNORED
+    reference = -cap(hidden @ weight.T + bias).log_softmax(-1)[kept].gather(1, labels[kept, None]).sum()
+    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(gradients, torch.autograd.grad(reference, [hidden, weight, bias]), rtol=1e-4, atol=1e-5)
 
 
 def test_fused_forward_is_the_models_own_loss_and_is_given_back():
@@ -50,11 +71,12 @@ def test_collate_scores_all_but_the_first_token():
     assert batch["labels"].tolist() == [[IGNORED, 6, 7], [IGNORED, 9, 10]]
 
 
-def test_logits_of_the_whole_batch_never_exist():
+@pytest.mark.parametrize(("finish", "share"), [(None, 8), (torch.tanh, 4)])
+def test_logits_of_the_whole_batch_never_exist(finish, share):
     """The largest tensor alive is far smaller than positions × vocabulary."""
     hidden, weight = torch.randn(8192, 32, requires_grad=True), torch.randn(16_384, 32, requires_grad=True)
     labels = torch.randint(0, 16_384, (8192,))
     with torch.profiler.profile(profile_memory=True) as profile:
-        next_token_loss(hidden, weight, labels).backward()
+        next_token_loss(hidden, weight, labels, finish=finish).backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
-    assert largest < 8192 * 16_384 * 4 / 8
+    assert largest < 8192 * 16_384 * 4 / share

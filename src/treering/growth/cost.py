@@ -26,6 +26,7 @@ class Shape:
     """Parameters of a model's parts, and what FLOPs follow from.
 
     Attributes:
+        embedding: with what a family adds to it.
         linear: (inputs, outputs) of each linear layer of a block, by the layer's name.
         tied: the head is the embedding, until it trains.
     """
@@ -116,13 +117,14 @@ def shape_of(config: PreTrainedConfig, positions: int) -> Shape:
     block = backbone.blocks(model)[0]
     layers = [(name.rpartition(".")[2], module) for name, module in backbone.linear_layers(block).items()]
     linear = [(n, *(m.weight.shape if isinstance(m, Conv1D) else reversed(m.weight.shape))) for n, m in layers]
-    embedding = config.vocab_size * config.hidden_size
+    head = config.vocab_size * config.hidden_size
+    added = sum(p.numel() for _, p in backbone.below_blocks(model)) - _size(backbone.embedding(model))
     return Shape(
-        embedding=embedding,
+        embedding=head + added,
         block=_size(block),
         linear=tuple(linear),
         norm=_size(backbone.final_norm(model)),
-        head=embedding,
+        head=head,
         width=config.hidden_size,
         positions=positions,
         tied=bool(config.tie_word_embeddings),

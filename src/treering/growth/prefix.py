@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -174,7 +174,7 @@ class PrefixCache:
         """`path` after each of so many blocks; every weight is looked at once."""
         depths = sorted(depths)
         stack = list(backbone.blocks(model))[: max(depths, default=0)]
-        weights = [_weights(_outside_blocks(model)), *(_weights(block.named_parameters()) for block in stack)]
+        weights = [_weights(backbone.below_blocks(model)), *(_weights(block.named_parameters()) for block in stack)]
         found = dict[int, Path]()
         for below in depths:
             whole = [self._identity, self.rows, self.positions, self.precision, _configuration(model, below)]
@@ -276,13 +276,6 @@ def _configuration(model: PreTrainedModel, below: int) -> str:
     config = {name: value for name, value in model.config.to_dict().items() if name not in volatile}
     config |= {name: config[name][:below] for name in backbone.PER_BLOCK if config.get(name)}
     return json.dumps(config, sort_keys=True, default=str)
-
-
-def _outside_blocks(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters below the blocks: the embedding, and what a family adds to it."""
-    row = backbone.family(model.config)
-    above = tuple(f"{path}." for path in (row.blocks, row.final_norm, row.head))
-    return ((name, parameter) for name, parameter in model.named_parameters() if not name.startswith(above))
 
 
 def _weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
