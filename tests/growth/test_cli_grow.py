@@ -88,7 +88,9 @@ def test_an_existing_model_grows(folder):
     tokenizers.load(folder / "out")
 
 
-def test_a_branch_grows_without_a_recipe(folder):
+def test_a_branch_grows_without_a_recipe(folder, monkeypatch):
+    (folder / "branch").mkdir()  # what lies here under a plan's name is no recipe
+    monkeypatch.chdir(folder)
     shown = run("branch", "--model", folder / "llama", "--data", folder / "corpus", "-o", folder / "out").stderr
     assert "stage 1 of 1: 4 blocks, new 3-4 (zero), training 3-4, head frozen" in shown
     before, after = (load_file(folder / name / "model.safetensors") for name in ("llama", "out"))

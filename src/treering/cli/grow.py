@@ -45,7 +45,7 @@ def grow(
 
     console = progress()
     given = {"substrate": substrate, "model": model, "data": data, "output": output, "plan": plan}
-    if recipe in PLANS and not Path(recipe).exists():
+    if recipe in PLANS and not Path(recipe).is_file():  # an output may have a plan's name
         values = {"plan": recipe} | {name: value for name, value in given.items() if value is not None}
         chosen = check_recipe(values, GrowthRecipe, "command line")
     else:
