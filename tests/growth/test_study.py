@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from io import StringIO
 
 import pytest
 import yaml
@@ -8,6 +11,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from treering import substrate as substrates
 from treering import tokenizer as tokenizers
 from treering.backbone import PRESETS, gpt_neox
 from treering.cli.main import app
@@ -136,6 +140,49 @@ def test_what_a_plan_says_itself_is_not_searched(recipe, monkeypatch):
         schedule=["cosine", "linear"],
     )
     assert {schedule for _, _, schedule in tried} == {"cosine"}
+
+
+def test_a_trial_that_diverges_is_infinitely_bad_and_not_tried_again(recipe, tmp_path, monkeypatch):
+    values = {"learning_rate": [3e-3, 1e6], "warmup": [0.1], "schedule": ["cosine"]}
+    whole, row = StudyRecipe.model_validate(recipe | {"search": values}), Row("row", "glyph", monolithic(1), 1024)
+    tokenizer = tokenizers.load(recipe["tokenizer"])
+    place = tmp_path / "study/substrates/glyph"
+    place.mkdir(parents=True)
+    substrates.build(tokenizer, whole.backbone.shape().d_model).save(place, tokenizer)
+    monkeypatch.setattr(module, "_candidates", lambda name, values, tried: values)
+    said = StringIO()
+    assert search(whole, row, Console(file=said, width=200)).learning_rate == 3e-3
+    assert re.search(r"^  Training diverged: .* at step \d+: it counts as infinitely bad$", said.getvalue(), re.M)
+    left = {path.name for path in (tmp_path / "study/runs/row").iterdir()}
+    assert left == {"0.003-0.1-cosine-0", "1e+06-0.1-cosine-0.diverged.json"}
+    monkeypatch.setattr(module, "grow_recipe", None)
+    assert search(whole, row, Console(quiet=True)).learning_rate == 3e-3
+    worse = whole.training.model_copy(update={"learning_rate": 1e6, "warmup": 0.1, "tokens": 1536})
+    with pytest.raises(TreeringError, match=r"diverged\.json was made with another training than the study asks for"):
+        module.run(whole, row, worse, Console(quiet=True))
+
+
+def test_a_search_ends_where_all_that_it_tried_diverged(recipe, monkeypatch):
+    values = {"warmup": [0.3, 0.5], "schedule": ["cosine"]}
+    with pytest.raises(TreeringError, match="Whatever the row row tried diverged"):
+        searched(recipe, monolithic(2), lambda settings: math.inf, monkeypatch, **values)
+    best, _ = searched(
+        recipe,
+        monolithic(2),
+        lambda s: 1.0 if (s.learning_rate, s.warmup) == (4e-3, 0.5) else math.inf,
+        monkeypatch,
+        **values,
+    )
+    assert best == (4e-3, 0.5, "cosine")
+
+
+def test_a_chosen_row_that_diverges_with_another_seed_is_told(recipe, monkeypatch):
+    whole = StudyRecipe.model_validate(recipe | {"seeds": [0, 1]})
+    monkeypatch.setattr(module, "run", lambda recipe, row, settings, console: math.inf if settings.seed else 1.0)
+    with pytest.raises(
+        TreeringError, match=r"grown, glyph diverged with seed 1, at a rate \(0\.003\) chosen with seed 0"
+    ):
+        module.study(whole, Console(quiet=True))
 
 
 def test_the_share_of_depths_gain(recipe):

@@ -8,6 +8,7 @@ when all has been chosen.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,8 +35,9 @@ from treering.recipe import Schema, Seed
 from treering.substrate.substrate import Kind
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, Training
+from treering.training.divergence import Divergence
 from treering.training.settings import Schedule
-from treering.training.unfinished import is_complete
+from treering.training.unfinished import is_complete, remove, unfinished_of
 
 KINDS: tuple[Kind, ...] = ("glyph", "code", "trainable")
 
@@ -93,7 +95,8 @@ def study(recipe: StudyRecipe, console: Console | None = None) -> list[Outcome]:
 
     Raises:
         TreeringError: the corpus sets no pages apart, a run that is there is of another plan, training or corpus, two
-            rows have one name, or another process makes this study; see also ``treering.growth.grow``.
+            rows have one name, all that a row tried diverged, or another process makes this study; see also
+            ``treering.growth.grow``.
     """
     console, output = console or Console(), Path(recipe.output)
     corpus, made = corpora.Corpus.load(recipe.data), rows(recipe)
@@ -115,7 +118,12 @@ def study(recipe: StudyRecipe, console: Console | None = None) -> list[Outcome]:
             console.print(f"[bold]{row.name}[/] ({number} of {len(made)})", highlight=False)
             chosen[row.name] = search(recipe, row, console)
             for seed in recipe.seeds:
-                run(recipe, row, _seeded(chosen[row.name], seed), console)
+                if math.isinf(run(recipe, row, _seeded(chosen[row.name], seed), console)):
+                    raise TreeringError(
+                        f"The row {row.name} diverged with seed {seed}, at a rate ({chosen[row.name].learning_rate:g}) "
+                        f"chosen with seed {recipe.seeds[0]}. Choose another output, with lower rates in "
+                        "search.learning_rate or with other seeds."
+                    )
         measured = {
             row.name: [measure(recipe, row, _seeded(chosen[row.name], s)) for s in recipe.seeds] for row in made
         }
@@ -153,16 +161,26 @@ def rows(recipe: StudyRecipe) -> list[Row]:
 
 
 def search(recipe: StudyRecipe, row: Row, console: Console) -> Training:
-    """The settings with which a row reaches the fewest bits on the pages set apart, among those that `Search` tries."""
+    """The settings with which a row reaches the fewest bits on the pages set apart, among those that `Search` tries.
+
+    Raises:
+        TreeringError: whatever it tried diverged.
+    """
     first = {name: values[0] for name, values in recipe.search}
     best = recipe.training.model_copy(update={"tokens": row.tokens, "epochs": None, "seed": recipe.seeds[0]} | first)
+    tried: dict[Any, float] = {}
     for name, values in recipe.search:
-        tried: dict[Any, float] = {}
+        tried = {}
         for value in _candidates(name, values, tried):
             settings = best.model_copy(update={name: value})
             if value == getattr(best, name) or not _same_run(row.plan, settings, best):
                 tried[value] = run(recipe, row, settings, console)
         best = best.model_copy(update={name: min(tried, key=tried.__getitem__)})
+    if math.isinf(min(tried.values())):
+        raise TreeringError(
+            f"Whatever the row {row.name} tried diverged. Give search.learning_rate lower rates, or search.warmup "
+            "longer ones, or look at the corpus."
+        )
     return best
 
 
@@ -173,20 +191,38 @@ def _candidates(name: str, values: Sequence[Any], tried: Mapping[Any, float]) ->
         return
     low, next_to_low, *_ = sorted(tried)
     step = next_to_low / low
-    while (best := min(tried, key=tried.__getitem__)) in (min(tried), max(tried)):
+    while (best := min(tried, key=tried.__getitem__)) in (min(tried), max(tried)) and math.isfinite(tried[best]):
         yield float(f"{best * step if best == max(tried) else best / step:.3g}")
 
 
 def run(recipe: StudyRecipe, row: Row, settings: Training, console: Console) -> float:
-    """Bits per byte on the pages set apart, at the end of a run, which is made if it is not there yet."""
+    """Bits per byte on the pages set apart, at the end of a run, which is made if it is not there yet.
+
+    Of one that diverged, infinity; a file beside where it would be says so, and it is not tried again.
+    """
     own = _recipe(recipe, row, settings)
-    if is_complete(Path(own.output)):
-        _require_same(Path(own.output), own)
+    place = Path(own.output)
+    diverged = place.with_name(f"{place.name}.diverged.json")
+    if diverged.exists():
+        _require_same(diverged, own)
+        remove(unfinished_of(place))
+        return math.inf
+    if is_complete(place):
+        _require_same(place / "growth.json", own)
     else:
         found = begin(own)
         # What a run shows of itself is of the pages set apart; those held out are read once, by `measure`.
-        grow_recipe(own, console, replace(found, corpus=replace(found.corpus, validation=found.corpus.calibration)))
-    return json.loads((Path(own.output) / "growth.json").read_text())["stages"][-1]["validation_bits_per_byte"]
+        apart = replace(found, corpus=replace(found.corpus, validation=found.corpus.calibration))
+        try:
+            grow_recipe(own, console, apart)
+        except Divergence as error:
+            record = own.model_dump(mode="json") | {"plan": row.plan.model_dump(mode="json"), "origin": found.origin}
+            write_file(diverged, json.dumps(record | {"diverged": str(error)}, indent=1))
+            remove(unfinished_of(place))
+            where = str(error).partition(". ")[0]
+            console.print(f"  {where}: it counts as infinitely bad", highlight=False, markup=False)
+            return math.inf
+    return json.loads((place / "growth.json").read_text())["stages"][-1]["validation_bits_per_byte"]
 
 
 def measure(recipe: StudyRecipe, row: Row, settings: Training) -> dict[str, Any]:
@@ -242,9 +278,9 @@ def _recipe(recipe: StudyRecipe, row: Row, settings: Training) -> GrowthRecipe:
     )
 
 
-def _require_same(place: Path, recipe: GrowthRecipe) -> None:
-    """Refuse to compare a run that was made by another recipe as if it were this one."""
-    record = json.loads((place / "growth.json").read_text())
+def _require_same(path: Path, recipe: GrowthRecipe) -> None:
+    """Refuse to compare a run, whose record is at ``path``, as if it were this one where another recipe made it."""
+    record = json.loads(path.read_text())
     # Read, not compared as text: what an earlier version did not know of is at its default.
     made = {
         "plan": Plan.model_validate(record["plan"]),
@@ -260,7 +296,7 @@ def _require_same(place: Path, recipe: GrowthRecipe) -> None:
     }
     if others := [name for name, value in wanted.items() if made[name] != value]:
         raise TreeringError(
-            f"{place} was made with another {others[0]} than the study asks for. Choose another output, or remove it."
+            f"{path} was made with another {others[0]} than the study asks for. Choose another output, or remove it."
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from treering.errors import TreeringError
 from treering.reading import printable
 from treering.training.order import Text, blocks_per_step
 from treering.training.settings import Training
@@ -29,12 +30,16 @@ class Diverged(Exception):
         self.what, self.step = what, step
 
 
+class Divergence(TreeringError):
+    """What people are told of a run that diverged; it would do so again."""
+
+
 def not_finite(parameters: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of a parameter that holds a NaN or an infinity; None if there is none."""
     return next((name for name, parameter in parameters if not torch.isfinite(parameter).all()), None)
 
 
-def explanation(found: Diverged, text: Text, settings: Training, unfinished: Path, last: Path | None) -> str:
+def explain(found: Diverged, text: Text, settings: Training, unfinished: Path, last: Path | None) -> Divergence:
     """What happened, at which text, and what to do.
 
     Args:
@@ -59,4 +64,4 @@ def explanation(found: Diverged, text: Text, settings: Training, unfinished: Pat
         f"({settings.warmup:g}) or tighten training.gradient_clip ({settings.gradient_clip:g}; 0 is none), or mend the "
         "data if that text is no text; then choose another output, or delete the unfinished run and begin anew."
     )
-    return "\n".join(lines)
+    return Divergence("\n".join(lines))

@@ -25,7 +25,7 @@ from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory
 from treering.seal import seal
 from treering.training.checkpoints import AtomicTrainer
-from treering.training.divergence import Diverged, explanation
+from treering.training.divergence import Diverged, explain
 from treering.training.loss import collate, fused_loss
 from treering.training.order import Reading, Text, batch_shape, blocks_per_step, reading_order
 from treering.training.processes import decided, in_any, on_cpu, processes, sole_writer
@@ -196,7 +196,7 @@ def optimise(
             trainer.require_finite()
         except Diverged as error:
             last = next(reversed(checkpoints(unfinished)), None)
-            raise TreeringError(explanation(error, text, settings, unfinished, last)) from None
+            raise explain(error, text, settings, unfinished, last) from None
         except pickle.UnpicklingError:
             raise TreeringError(
                 f"{checkpoint} holds something else than numbers, which Treering never wrote. It was not opened. "
