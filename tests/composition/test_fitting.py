@@ -55,6 +55,25 @@ def test_a_fit_starts_at_its_rule_and_gains_what_evaluation_finds(experts, token
     assert done.after == pytest.approx(nats_per_token(model, tokenizer, texts, spec), rel=1e-4)
 
 
+@pytest.mark.parametrize("spec", ["weighted", "weighted:pool=log", "gate:switch=0.1", "gate:pool=log", "adapter"])
+def test_a_fit_begins_anew(experts, tokenizer, texts, spec):
+    """Again, or after other weights were given, it ends where the first one did: bit for bit."""
+    model = compose(experts)
+
+    def fitted(weights=None):
+        for record, weight in zip(model.config.experts, weights or [], strict=bool(weights)):
+            record["weight"] = weight
+        done = fit(model, tokenizer, texts, spec, 400)
+        return done, [record["weight"] for record in model.config.experts], copy.deepcopy(model.fusion.state_dict())
+
+    first, weights, learned = fitted()
+    assert first.after < first.before
+    for given in (None, [0.9, 0.05, 0.05] if spec.startswith("weighted") else None):
+        again, others, tensors = fitted(given)
+        assert again == first and others == weights
+        assert tensors.keys() == learned.keys() and all(tensors[name].equal(learned[name]) for name in learned)
+
+
 def test_a_fit_changes_no_expert(experts, tokenizer, texts):
     before = copy.deepcopy({name: expert.state_dict() for name, expert in experts.items()})
     model = compose(experts)

@@ -38,7 +38,7 @@ ADAPTER_RATE, ADAPTER_EPOCHS, BATCH = 3e-4, 20, 256
 
 @dataclass(frozen=True)
 class Fit:
-    """What a fit did: nats per token on its own text before and after, and on how much of which text."""
+    """What a fit did: nats per token on its own text at the rule's start and after, and on how much of which text."""
 
     rule: str
     before: float
@@ -83,10 +83,10 @@ def fit(
     tokens: int | None = None,
     console: Console | None = None,
 ) -> Fit:
-    """Fit what the rule can learn, in place, and join by it from now on.
+    """Fit what the rule can learn, in place, and join by it from now on; what was fitted before is not begun with.
 
-    - ``weighted``: the experts' weights, the same for every text; a convex problem in either pool, whose optimum does
-      not depend on the start. They become the experts' prior.
+    - ``weighted``: the experts' weights, the same for every text, from equal ones; a convex problem in either pool,
+      whose optimum does not depend on the start. They become the experts' prior.
     - ``gate``: from the evidence, by L-BFGS, with a ridge on what it takes from the hidden states.
     - ``adapter``: from the mean of logits, by Adam; its size is that of all heads together.
 
@@ -210,7 +210,7 @@ def _minimise(
 
 def _fit_weights(model: ComposedModel, chosen: Rule, examples: _Examples, console: Console) -> tuple[float, float]:
     """Weights on the simplex, as a softmax: where it is stationary the convex problem is, and so at its optimum."""
-    scores = model.prior.clamp(min=math.log(1e-6)).requires_grad_()
+    scores = torch.zeros_like(model.prior).requires_grad_()
 
     def loss(chunk: _Examples) -> Tensor:
         return _surprise(model, chosen, chunk, replace(chunk.reading, prior=scores.log_softmax(0)))
