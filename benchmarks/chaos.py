@@ -60,8 +60,8 @@ from treering.composition import (
 from treering.corpus import Source, prepare, read_documents
 from treering.errors import TreeringError
 from treering.evaluation import held_out_texts
-from treering.growth import GrowthRecipe, Plan, Stage, Turns, grow_recipe
-from treering.output import locked
+from treering.growth import GrowthRecipe, GrowthResult, Plan, Stage, Turns, grow_recipe
+from treering.report import as_png, loss_curves
 from treering.training import Backbone, ExpertRecipe, Training, train_expert
 
 TINY = Backbone(preset="tiny")
@@ -126,9 +126,14 @@ def grow(prefix: str) -> Callable[[Path], None]:
                 "abilities": False,
             }
         )
-        grow_recipe(recipe, quiet())
+        grow_recipe(recipe, quiet(), draw=draw)
 
     return run
+
+
+def draw(grown: GrowthResult) -> bytes:
+    """The loss curve, which knows no seconds: the same bytes in every run."""
+    return as_png(loss_curves({"out": grown.history}), dpi=30)
 
 
 def prepared(place: Path) -> None:
@@ -154,15 +159,8 @@ def compose(place: Path) -> None:
 
 
 def fit(place: Path) -> None:
-    if load_rule(place) == "weighted":  # it is done: to fit again would begin from the fitted weights
-        with locked(place / "joined"):
-            return
     texts = held_out_texts(["data"], "calibration")
     fit_directory(place / "joined", {name: found[:4] for name, found in texts.items()}, "weighted", console=quiet())
-
-
-def load_rule(place: Path) -> str:
-    return str(json.loads((place / "joined" / "config.json").read_text())["rule"])
 
 
 JOINED, THERE = ("joined",), "already exists with other content"

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from treering import report
 from treering import tokenizer as tokenizers
 from treering.cli import main
 from treering.cli.main import app
@@ -78,6 +79,22 @@ def test_a_fresh_model_grows(folder):
     assert "stage 3 of 3: 3 blocks, new 3 (random), training 3" in shown
     assert re.search(r"out: 3 blocks, 2,048 tokens in .* bits/byte", shown.replace("\n", ""))
     assert AutoModelForCausalLM.from_pretrained(folder / "out").config.num_hidden_layers == 3
+
+
+def test_the_picture_appears_with_the_model(folder, monkeypatch):
+    """A run that is stopped while it draws goes on, instead of leaving a model without a picture for ever."""
+    path, draw = write(folder), report.loss_curves
+
+    def stop(*_):
+        assert not (folder / "out").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "loss_curves", stop)
+    CliRunner().invoke(app, ["grow", path])
+    assert not (folder / "out").exists()
+    monkeypatch.setattr(report, "loss_curves", draw)
+    run(path)
+    assert (folder / "out" / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_existing_model_grows(folder):

@@ -32,16 +32,13 @@ def grow(
 
     For example: treering grow branch --model hub:HuggingFaceTB/SmolLM2-135M --data data-ru -o ru
     """
-    from io import BytesIO
-
     from treering.backbone import blocks
     from treering.cli.console import progress, results
-    from treering.growth import PLANS, GrowthRecipe, grow_recipe, survey
+    from treering.growth import PLANS, GrowthRecipe, GrowthResult, grow_recipe, survey
     from treering.growth.cost import as_table
     from treering.growth.recipe import as_plan, begin
-    from treering.output import write_file
     from treering.recipe import check_recipe, load_recipe
-    from treering.report import loss_curves
+    from treering.report import as_png, loss_curves
 
     console = progress()
     given = {"substrate": substrate, "model": model, "data": data, "output": output, "plan": plan}
@@ -56,10 +53,11 @@ def grow(
     (results() if dry_run else console).print(as_table(costs))
     if dry_run:
         return
-    result = grow_recipe(chosen, console, found)
-    picture = BytesIO()
-    loss_curves({Path(chosen.output).name: result.history}).savefig(picture, format="png", dpi=144)
-    write_file(Path(chosen.output) / "growth.png", picture.getvalue())
+
+    def draw(grown: GrowthResult) -> bytes:
+        return as_png(loss_curves({Path(chosen.output).name: grown.history}))
+
+    result = grow_recipe(chosen, console, found, draw)
     last = result.stages[-1]
     console.print(
         f"{chosen.output}: {last.depth} blocks, {sum(stage.tokens for stage in result.stages):,} tokens in "

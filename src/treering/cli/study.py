@@ -27,10 +27,11 @@ def growth(
     from treering.growth.outcome import as_study_table
     from treering.growth.study import StudyRecipe, histories
     from treering.growth.study import study as run_study
+    from treering.output import write_file
     from treering.recipe import load_recipe
-    from treering.report import loss_curves
+    from treering.report import as_png, loss_curves
 
     chosen = load_recipe(recipe, StudyRecipe, {"data": data, "tokenizer": tokenizer, "output": output})
     outcomes = run_study(chosen, progress())
-    loss_curves(histories(chosen)).savefig(Path(chosen.output) / "study.png", dpi=144)
+    write_file(Path(chosen.output) / "study.png", as_png(loss_curves(histories(chosen))))
     results().print(as_study_table(outcomes))

@@ -72,6 +72,7 @@ def grow(
     measure: Callable[[PreTrainedModel], list[Any]] | None = None,
     origin: dict[str, Any] | None = None,
     console: Console | None = None,
+    draw: Callable[[GrowthResult], bytes] | None = None,
 ) -> GrowthResult:
     """Grow ``model`` by ``plan``, in place, on the packed blocks of ``corpus``; the final norm always trains.
 
@@ -89,6 +90,7 @@ def grow(
         prefix_directory: where the cache's own directory is made; beside the output if not given.
         measure: what is to be known of the model after each stage; it goes to ``abilities.json`` there.
         origin: what the run was made from; runs with another never share checkpoints.
+        draw: makes the content of ``growth.png``, which appears with the output.
 
     Raises:
         TreeringError: the family is not supported, the plan does not fit the model or exceeds its budget, LoRA's
@@ -139,7 +141,7 @@ def grow(
         restore(model, place, len(placed))
         if processes().is_main_process:
             with explain_full_disk(output.parent):
-                finish(place, output, own, grown)
+                finish(place, output, own, grown, draw)
         clean(directory, place)
     return grown
 

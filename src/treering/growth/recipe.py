@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -257,11 +258,17 @@ def measured(asked: bool | int | None, model: PreTrainedModel) -> int | None:
     return None if isinstance(asked, bool) else asked
 
 
-def grow_recipe(recipe: GrowthRecipe, console: Console | None = None, begun: Beginning | None = None) -> GrowthResult:
+def grow_recipe(
+    recipe: GrowthRecipe,
+    console: Console | None = None,
+    begun: Beginning | None = None,
+    draw: Callable[[GrowthResult], bytes] | None = None,
+) -> GrowthResult:
     """Run a growth recipe; see ``treering.growth.grow``.
 
     Args:
         begun: what `begin` made of the recipe, if it is there already.
+        draw: see ``treering.growth.grow``.
 
     Raises:
         TreeringError: see `begin` and ``treering.growth.grow``.
@@ -289,4 +296,5 @@ def grow_recipe(recipe: GrowthRecipe, console: Console | None = None, begun: Beg
         None if recipe.abilities is False else measure,
         found.origin,
         console,
+        draw,
     )

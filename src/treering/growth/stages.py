@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from treering.training.unfinished import put_aside, sound
 
 RECORD = "growth.json"
 """What a run is: its plan, training, prefix and origin; of a finished one, also what its stages reached."""
+
+PICTURE = "growth.png"
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,14 @@ def history_of(place: Path, results: Sequence[StageResult]) -> list[dict[str, An
     return history
 
 
-def finish(place: Path, output: Path, own: Mapping[str, Any], grown: GrowthResult) -> None:
-    """Let the last stage become the output, with all stages in it."""
+def finish(
+    place: Path,
+    output: Path,
+    own: Mapping[str, Any],
+    grown: GrowthResult,
+    draw: Callable[[GrowthResult], bytes] | None = None,
+) -> None:
+    """Let the last stage become the output, with all stages in it, and what ``draw`` makes of them as a picture."""
     results = grown.stages
     with staged_directory(output) as staging:
         for result in results:
@@ -147,6 +155,8 @@ def finish(place: Path, output: Path, own: Mapping[str, Any], grown: GrowthResul
             (staging / f"{name}.json").write_text(json.dumps(content, indent=None if name == "history" else 2))
         record = dict(own) | {"stages": [asdict(result) for result in results]}
         (staging / RECORD).write_text(json.dumps(record, indent=2))
+        if draw:
+            (staging / PICTURE).write_bytes(draw(grown))
 
 
 def finished(output: Path) -> dict[str, Any] | None:

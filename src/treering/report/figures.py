@@ -77,8 +77,13 @@ def as_svg(figure: Figure, name: str) -> str:
     return svg[svg.index("<svg") :]
 
 
-def as_png_url(figure: Figure, dpi: int = 144) -> str:
-    """The figure as a ``data:`` URL, for pictures made of pixels."""
+def as_png(figure: Figure, dpi: int = 144) -> bytes:
+    """The figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+
+def as_png_url(figure: Figure, dpi: int = 144) -> str:
+    """The figure as a ``data:`` URL, for pictures made of pixels."""
+    return "data:image/png;base64," + base64.b64encode(as_png(figure, dpi)).decode("ascii")
