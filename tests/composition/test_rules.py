@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from treering.composition import RULES, Reading, rule
-from treering.composition.rules import adapter_start, gate_start, linear_pool, most_credible, posterior
+from treering.composition.rules import LONG, adapter_start, gate_start, linear_pool, most_credible, posterior
 from treering.errors import TreeringError
 
 SPECS = [*RULES, "weighted:pool=log", "evidence:switch=0.1", "top_k:k=2", "gate:pool=log,switch=0.1"]
@@ -242,6 +243,37 @@ def test_long_evidence_is_summed_precisely_in_any_precision(seed, switch):
     double = posterior(said.double(), prior.double(), switch=switch)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.exp(), double.exp().float(), rtol=1e-5, atol=1e-7)
+
+
+@given(seeds, st.integers(1, 4), st.sampled_from([1e-9, 0.01, 0.9]), st.sampled_from([0.0, 0.3]), st.booleans())
+@settings(deadline=None, max_examples=25)
+def test_a_long_text_is_weighed_as_one_token_after_the_other(seed, experts, switch, zeros, stranger):
+    """Also with tokens that some or all hold impossible, an expert of no weight, and one that only the state knows."""
+    random = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
+    said = torch.rand(experts, 2, LONG + 70, **random).mul(-30)
+    said[torch.rand(said.shape, **random) < zeros] = -math.inf
+    prior, state = torch.randn(experts, **random), torch.randn(experts, 2, **random).log_softmax(0)
+    if experts > 1:
+        prior[0] = -math.inf
+        state[0] = state[0] if stranger else -math.inf
+    prior = prior.log_softmax(0)
+    whole, before = posterior(said, prior, state, switch), state
+    for at, token in enumerate(said.split(1, -1)):
+        before = posterior(token, prior, before, switch)[..., 0]
+        torch.testing.assert_close(whole[..., at], before, rtol=1e-12, atol=1e-9)
+
+
+def test_a_long_text_takes_far_fewer_operations_than_it_has_tokens():
+    class Counter(TorchDispatchMode):
+        made = 0
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            self.made += 1
+            return operation(*args, **(kwargs or {}))
+
+    with Counter() as counter:
+        posterior(torch.zeros(2, 1, 8192), torch.full((2,), 0.5).log(), switch=0.01)
+    assert counter.made < 8192 / 2
 
 
 def impossible(*columns):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, create_model
 from torch import Tensor
 
@@ -26,6 +27,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 DEFAULT_RULE = "evidence:switch=0.01"
 """Measured best of those that need no fitting (docs/rules.md)."""
+
+LONG, STRETCH = 128, 32
+"""Tokens from which on evidence with ``switch`` is taken in stretches, and the tokens of one."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,22 @@ def posterior(likelihood: Tensor, prior: Tensor, state: Tensor | None = None, sw
         joint = before[..., None] + said.cumsum(-1)
         if not joint.isneginf().all(0).any():
             return joint.log_softmax(0).to(likelihood)
+    if switch == 0 or said.shape[-1] < LONG or not before.isneginf().eq(start.isneginf()).all():
+        return _after_each(said, before, start, switch).to(likelihood)
+    stretches = F.pad(said, (0, -said.shape[-1] % STRETCH)).unflatten(-1, (-1, STRETCH))
+    firsts = _before_each(stretches, before, start, switch)
+    track = _after_each(stretches, firsts, start[..., None], switch)
+    return track.flatten(-2)[..., : said.shape[-1]].to(likelihood)
+
+
+def _after_each(said: Tensor, before: Tensor, start: Tensor, switch: float) -> Tensor:
+    """The weights of `posterior` after each token, one token after the other.
+
+    Args:
+        said: log-probabilities of the tokens [expert, …, position].
+        before: log-weights before the first [expert, …].
+        start: those that a switch draws from, with as many dimensions as ``before``.
+    """
     weights = []
     for token in said.unbind(-1):
         joint = before + token
@@ -172,7 +192,30 @@ def posterior(likelihood: Tensor, prior: Tensor, state: Tensor | None = None, sw
         if switch:
             before = torch.logaddexp(before + math.log1p(-switch), start + math.log(switch))
         weights.append(before)
-    return torch.stack(weights, -1).to(likelihood)
+    return torch.stack(weights, -1)
+
+
+def _before_each(stretches: Tensor, before: Tensor, start: Tensor, switch: float) -> Tensor:
+    """The weights of `posterior` before each stretch [expert, batch, stretch], of which all are read at once.
+
+    Not normalised, the weights after a token are linear in those before it. So what a stretch makes of any weights is
+    the sum of what it makes of each expert alone.
+
+    Args:
+        stretches: log-probabilities of a text's tokens [expert, batch, stretch, position].
+        before: log-weights before the first [expert, batch]; those are out that ``start`` [expert, 1] leaves out.
+    """
+    impossible = stretches.masked_fill(start.isneginf()[..., None, None], -math.inf).isneginf().all(0)
+    experts, shape = len(start), stretches.shape[1:-1]
+    made = torch.eye(experts).to(stretches).log()[..., None, None].expand(-1, -1, *shape)  # [expert, from expert, …]
+    drawn = (start + math.log(switch))[..., None, None]
+    for token in stretches.masked_fill(impossible, 0.0).unbind(-1):
+        joint = made + token[:, None]
+        made = torch.logaddexp(joint + math.log1p(-switch), joint.logsumexp(0) + drawn)
+    firsts = [before]
+    for stretch in made.unbind(-1)[:-1]:
+        firsts.append((stretch + firsts[-1]).logsumexp(1).log_softmax(0))
+    return torch.stack(firsts, -1)
 
 
 def precise(device: torch.device) -> torch.dtype:
