@@ -1,4 +1,5 @@
-"""One common key–value cache for all experts: the transcript, where the rule needs one, and then each expert's layers.
+"""One common key–value cache for a composition: the transcript, where the rule needs one, each trunk's layers once,
+and then each expert's own.
 
 Everything that reorders, repeats, crops or copies a cache (beam search, assisted decoding) so works on a composition as
 on any model.
@@ -6,48 +7,92 @@ on any model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from transformers import Cache, DynamicCache, PreTrainedConfig
 
 from treering.composition.rules import Rule
+from treering.composition.states import States
 from treering.composition.transcript import Transcript
 from treering.errors import TreeringError
 
 
-def lay_out(cache: Cache, configs: Sequence[PreTrainedConfig], chosen: Rule) -> None:
+class Views(NamedTuple):
+    """The parts of a common cache. The layers are shared with it, not copied.
+
+    Attributes:
+        trunks, experts: keys and values of each, by key and by name; None if nothing is cached.
+        kept: the trunks' states, where the rule lets experts sleep.
+    """
+
+    transcript: Transcript | None
+    trunks: dict[str, Cache | None]
+    experts: dict[str, Cache | None]
+    kept: dict[str, States]
+
+
+def lay_out(
+    cache: Cache, trunks: Mapping[str, PreTrainedConfig], experts: Mapping[str, PreTrainedConfig], chosen: Rule
+) -> None:
     """Give an empty cache the layers that a rule and the experts' own families ask for, if it has others.
 
     Layers that are right already stay, with all that was asked of them (to record what they let go of, say).
     """
-    own = [layer for config in configs for layer in DynamicCache(config=config).layers]
-    layers = [Transcript(len(configs))] * ("evidence" in chosen.needs) + own
+    layers: list[Any] = [Transcript(len(experts))] * ("evidence" in chosen.needs)
+    for config in trunks.values():
+        layers += _layers(config)
+        layers += [States()] * _sleeps(chosen)
+    for config in experts.values():
+        layers += _layers(config)
     if [type(layer) for layer in cache.layers] != [type(layer) for layer in layers]:
         cache.layers = layers
 
 
 def views(
-    cache: Cache | None, configs: Sequence[PreTrainedConfig], chosen: Rule
-) -> tuple[Transcript | None, list[Cache | None]]:
-    """The transcript, if the rule needs one, and for each expert a view of its own layers in the common cache.
+    cache: Cache | None,
+    trunks: Mapping[str, PreTrainedConfig],
+    experts: Mapping[str, PreTrainedConfig],
+    chosen: Rule,
+) -> Views:
+    """The parts of a common cache, by the configurations of a composition's trunks and of its experts' own blocks.
 
-    The layers are shared, not copied. An empty cache is laid out first.
+    An empty cache is laid out first.
 
     Raises:
         TreeringError: the cache was begun by another kind of rule.
     """
     evidence = "evidence" in chosen.needs
     if cache is None:
-        return Transcript(len(configs)) if evidence else None, [None] * len(configs)
+        transcript = Transcript(len(experts)) if evidence else None
+        return Views(transcript, dict.fromkeys(trunks), dict.fromkeys(experts), {})
     if cache.get_seq_length() == 0:
-        lay_out(cache, configs, chosen)
-    transcript = cache.layers[0] if isinstance(cache.layers[0], Transcript) else None
-    if evidence != (transcript is not None):
+        lay_out(cache, trunks, experts, chosen)
+    left: list[Any] = list(cache.layers)
+    transcript = left.pop(0) if isinstance(left[0], Transcript) else None
+    kept = any(isinstance(layer, States) for layer in left)
+    if evidence != (transcript is not None) or kept != (_sleeps(chosen) and bool(trunks)):
         raise TreeringError(f"This cache was begun by another rule than {chosen}: begin a new one.")
-    parts, first = list[Cache | None](), int(evidence)
-    for config in configs:
-        part, after = DynamicCache(), first + config.num_hidden_layers
-        part.layers = cache.layers[first:after]
-        parts.append(part)
-        first = after
-    return transcript, parts
+    found = Views(transcript, {}, {}, {})
+    for key, config in trunks.items():
+        found.trunks[key] = _take(left, config)
+        if kept:
+            found.kept[key] = left.pop(0)
+    for name, config in experts.items():
+        found.experts[name] = _take(left, config)
+    return found
+
+
+def _sleeps(chosen: Rule) -> bool:
+    """Whether a rule lets experts be behind."""
+    return chosen.name == "top_k"
+
+
+def _layers(config: PreTrainedConfig) -> list[Any]:
+    return DynamicCache(config=config).layers if config.num_hidden_layers else []
+
+
+def _take(left: list[Any], config: PreTrainedConfig) -> Cache:
+    part, count = DynamicCache(), config.num_hidden_layers
+    part.layers, left[:count] = left[:count], []
+    return part

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from treering.composition.parts import is_known
 from treering.composition.rules import DEFAULT_RULE
 from treering.composition.schema import Composition, check, check_fields
+from treering.composition.tree import Tree, tree
 from treering.errors import TreeringError
 from treering.reading import printable
 
@@ -21,7 +23,8 @@ class CompositionConfig(PreTrainedConfig):
 
     Args:
         experts: one record per expert, in order: ``name``, ``config`` (its own configuration), ``substrate`` (the
-            fingerprint of the one it reads from, or None for an embedding of its own), ``weight`` (of its prior,
+            fingerprint of the one it reads from, or None for an embedding of its own), ``path`` (the names of its
+            parts, see ``treering.composition.parts``; None where they are not known), ``weight`` (of its prior,
             relative to the others'), and whatever is known of its provenance.
         rule: the rule that joins their logits, as `treering.composition.rules.rule` reads it.
         fusion: what was fitted on top of the experts, for which rule and on what; None if nothing was.
@@ -52,18 +55,51 @@ class CompositionConfig(PreTrainedConfig):
         self.treering = treering
         self.substrates = substrates
         configs = [expert_config(record) for record in self.experts]
+        _require_paths(self.experts, configs)
         for derived in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"):
             kwargs.pop(derived, None)
         # What generation, evaluation and caches ask of any model. Checkpoints of one tokenizer may be padded to
         # different numbers of rows; the tokens are in all of them.
         self.vocab_size = min((config.vocab_size for config in configs), default=0)
         self.hidden_size = configs[0].hidden_size if configs else 0
-        self.num_hidden_layers = sum(config.num_hidden_layers for config in configs)
+        grown = self.tree
+        self.num_hidden_layers = sum(trunk.last - trunk.first for trunk in grown.trunks.values()) + sum(
+            config.num_hidden_layers - place.first for config, place in zip(configs, grown.places.values(), strict=True)
+        )
         # Families with relative positions alone (Bloom, MPT) know no limit.
         contexts = (getattr(config, "max_position_embeddings", None) for config in configs)
         self.max_position_embeddings = min((context for context in contexts if context), default=UNLIMITED)
         kwargs["tie_word_embeddings"] = False
         super().__init__(**kwargs)
+
+    @property
+    def tree(self) -> Tree:
+        """What the experts share; see ``treering.composition.tree``."""
+        return tree(self.experts)
+
+
+def _require_paths(records: Sequence[Mapping[str, Any]], configs: Sequence[PreTrainedConfig]) -> None:
+    """Refuse paths that cannot be those of the experts; that they are is found by comparing what is stored with them.
+
+    Raises:
+        TreeringError: a family has no path, one has another number of blocks, or blocks of different models are one.
+    """
+    grown, first = tree(records), dict[str, PreTrainedConfig]()
+    for record, config in zip(records, configs, strict=True):
+        name, path, place = record["name"], record.get("path"), grown.places[record["name"]]
+        if path is None:
+            continue
+        if not is_known(config) or len(path["blocks"]) != config.num_hidden_layers:
+            raise TreeringError(
+                f"The configuration of the expert {name}, of a {printable(config.model_type)} model of "
+                f"{config.num_hidden_layers:,} blocks, describes a smaller or larger model than its files hold: "
+                f"its path names {len(path['blocks']):,} blocks."
+            )
+        for key in filter(None, (place.embedding, *place.trunks, place.norm, place.head)):
+            other = first.setdefault(key, config)
+            mine, theirs = ((c.model_type, c.hidden_size) for c in (config, other))
+            if mine[1] != theirs[1] or (key in place.trunks and mine != theirs):
+                raise TreeringError(f"The path of the expert {name} names a part of a model that is not of its kind.")
 
 
 def expert_config(record: Mapping[str, Any]) -> PreTrainedConfig:

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 from treering import backbone
 from treering import tokenizer as tokenizers
 from treering.composition import fingerprints, layout
+from treering.composition.arrangement import arrange, whole
 from treering.composition.configuration import CompositionConfig, expert_config
 from treering.composition.fitting import Fit, fit
 from treering.composition.joining import (
@@ -33,6 +34,7 @@ from treering.composition.loading import load_model, read_composition
 from treering.composition.model import ComposedModel
 from treering.composition.provenance import provenance
 from treering.composition.rules import rule as parse_rule
+from treering.composition.saving import stored
 from treering.errors import TreeringError
 from treering.location import locate
 from treering.output import explain_full_disk, link_or_copy, replaced_directory, require_new, staged_directory
@@ -59,6 +61,9 @@ _OWN_FILES = (
     layout.LOADER,
     layout.expert_file("*"),
     layout.substrate_file("*"),
+    layout.trunk_file("*"),
+    layout.end_file("norm", "*"),
+    layout.end_file("head", "*"),
     layout.FUSION,
 )
 
@@ -139,16 +144,17 @@ def add_expert(
     read = {f"the composition {directory}": tokenizers.load(directory), name: _tokenizer(expert, model)}
     _require_same_tokenizer(read)
     alone = compose({name: model}, chosen, {name: _record(expert, record or {})}, across_substrates=True)
-    standings = {record["name"]: backbone.standing(expert_config(record)) for record in before.experts}
-    require_fit(standings | {name: backbone.standing(model.config)}, across_substrates)
+    require_fit([*before.experts, *alone.config.experts], across_substrates)
     after = describe([*_unfitted(before), *alone.config.experts], chosen)
     _require_covered(after, read[name])
-    new = alone.shards()
-    for file in set(layout.shard_files(before)) & set(new):
+    (joining,) = alone.config.experts
+    if joining["substrate"] and (file := layout.substrate_file(joining["substrate"])) in layout.shard_files(before):
         fingerprints.verify(before, directory, [file])
-        _require_same_matrix(directory / file, new.pop(file), name)
+        _require_same_matrix(directory / file, alone.shards()[file], name)
+    wholes = {name: whole(alone.tree, joining, stored(alone))}
     with _saved({name: read[name]}) as saved:
-        rewrite(directory, before, after, new, {other: _tokenizer_files(directory, other) for other in names} | saved)
+        tokens = {other: _tokenizer_files(directory, other) for other in names} | saved
+        rewrite(directory, before, after, wholes=wholes, tokens=tokens)
 
 
 def remove_expert(directory: str | os.PathLike[str], name: str, rule: str | None = None) -> list[str]:
@@ -245,7 +251,7 @@ def fit_directory(
     assert isinstance(model, ComposedModel)
     done = fit(model, tokenizer, texts, rule, tokens, console)
     learned = {file: tensors for file, tensors in model.shards().items() if file == layout.FUSION}
-    rewrite(directory, before, describe(model.config.experts, str(model.rule), model.config.fusion), learned)
+    rewrite(directory, before, describe(model.config.experts, str(model.rule), model.config.fusion), new=learned)
     return done
 
 
@@ -254,15 +260,18 @@ def rewrite(
     before: CompositionConfig,
     after: CompositionConfig,
     new: Mapping[str, dict[str, Tensor]] | None = None,
+    wholes: Mapping[str, Mapping[str, Tensor]] | None = None,
     tokens: Mapping[str, Files] | None = None,
 ) -> list[str]:
     """Make the composition in ``directory`` the one that ``after`` describes, all at once.
 
-    Shards that stay are read once, to compare them with their fingerprints, and linked.
+    Shards that stay are linked. Those of substrates and of what experts have alone are read once, to compare them with
+    their fingerprints; what a path names, such as a trunk, is compared by whoever loads it.
 
     Args:
         before: what it was when ``after`` was decided upon.
-        new: tensors by shard; every other shard stays as it is, without a copy.
+        new: tensors by shard; they are written instead of what there was.
+        wholes: by expert that joins, its tensors as Hugging Face names them.
         tokens: by expert, the files of its tokenizer; those that ``directory`` has for it by default.
 
     Returns:
@@ -272,16 +281,17 @@ def rewrite(
         TreeringError: the disk is full, a file of the composition is a link or a device, a shard that stays is not what
             was written, or somebody else changed the composition meanwhile. Whatever is raised, nothing was changed.
     """
-    new, names = new or {}, [record["name"] for record in after.experts]
+    names = [record["name"] for record in after.experts]
     after.substrates = before.substrates
     with explain_full_disk(directory.parent), replaced_directory(directory) as staging:
         if read_composition(directory).to_dict() != before.to_dict():
             raise TreeringError(f"{directory} was changed by somebody else meanwhile. Run the same command again.")
         foreign = _foreign(directory)
-        fingerprints.record(after, directory, new)
+        written = _rearranged(directory, before, after, wholes or {}) | dict(new or {})
+        fingerprints.record(after, directory, written)
         for file in layout.shard_files(after):
-            if file in new:
-                layout.write_shard(new[file], staging / file)
+            if file in written:
+                layout.write_shard(written[file], staging / file)
             else:
                 link_or_copy(inside(directory, file), staging / file)
         layout.write_description(after, staging)
@@ -292,6 +302,46 @@ def rewrite(
         _place_tokenizers(tokens or {name: _tokenizer_files(directory, name) for name in names}, staging)
         _link(foreign, staging)
     return sorted(foreign)
+
+
+def _rearranged(
+    directory: Path, before: CompositionConfig, after: CompositionConfig, joining: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
+    """The shards that a composition has after a change and not before: who joins or leaves changes what is shared.
+
+    Args:
+        joining: by expert that joins, its tensors as Hugging Face names them.
+
+    Raises:
+        TreeringError: what has to be divided or put together is not what was written.
+    """
+    stay = _staying(before, after)
+    missing = {part for part in fingerprints.parts(after) if part.file not in stay and part.kind != "fit"}
+    having = {part: fingerprints.having(after, part) for part in missing}
+    needed = {next((name for name in names if name in joining), names[0]) for names in having.values()}
+    wholes = dict(joining)
+    for record in before.experts:
+        if record["name"] in needed:
+            own = [
+                part.file for part in fingerprints.parts(before) if record["name"] in fingerprints.having(before, part)
+            ]
+            fingerprints.verify(before, directory, own)
+            tensors = {name: t for file in own for name, t in fingerprints.shard(inside(directory, file)).items()}
+            wholes[record["name"]] = whole(before.tree, record, tensors)
+    records = [record for record in after.experts if record["name"] in wholes]
+    arranged = layout.shards(arrange(after.tree, records, wholes))
+    return {part.file: arranged[part.file] for part in missing}
+
+
+def _staying(before: CompositionConfig, after: CompositionConfig) -> set[str]:
+    """The shards that are the same before and after: named alike, and of experts that share as much as they did."""
+    shared = set(layout.shard_files(before)) & set(layout.shard_files(after))
+    alone = {
+        layout.expert_file(name)
+        for name, place in after.tree.places.items()
+        if name not in before.tree.places or place.alone != before.tree.places[name].alone
+    }
+    return shared - alone
 
 
 def _foreign(directory: Path) -> Files:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -14,13 +14,29 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from treering.composition.layout import FUSION, expert_file, fitted, substrate_file, substrate_key
+from treering import backbone
+from treering.composition.arrangement import in_base
+from treering.composition.bases import trunk_name
+from treering.composition.configuration import expert_config
+from treering.composition.layout import (
+    FUSION,
+    end_file,
+    expert_file,
+    fitted,
+    substrate_file,
+    trunk_file,
+)
+from treering.composition.parts import block_name, matrix_name, norm_name
 from treering.errors import TreeringError
 from treering.reading import printable
 
 
 class Part(NamedTuple):
-    """A substrate (by its fingerprint), an expert or a fit (by name): its shard, and how its tensors' names begin."""
+    """A part of a composition: its shard, and how its tensors' names begin.
+
+    What several experts have is called by its name (``treering.composition.parts``), a trunk by its key, a substrate by
+    its fingerprint, what an expert has alone and a fit by theirs.
+    """
 
     kind: str
     name: str
@@ -29,14 +45,38 @@ class Part(NamedTuple):
 
 
 def parts(config: PreTrainedConfig) -> list[Part]:
-    """The parts of a composition: each substrate once, each expert, each fit that has tensors."""
-    substrates = dict.fromkeys(record["substrate"] for record in config.experts if record["substrate"])
-    experts = [record["name"] for record in config.experts]
+    """The parts of a composition: what is shared once, what each expert has alone, each fit that has tensors."""
+    grown, shared = config.tree, dict[Part, None]()
+    for record in config.experts:
+        place, path = grown.places[record["name"]], record.get("path") or {}
+        if key := place.embedding:
+            kind, name = ("substrate", record["substrate"]) if record["substrate"] else ("embedding", path["embedding"])
+            shared[Part(kind, name, substrate_file(key), f"substrates.{key}.")] = None
+        shared |= dict.fromkeys(Part("trunk", key, trunk_file(key), f"trunks.{key}.") for key in place.trunks)
+        for kind, key in (("norm", place.norm), ("head", place.head)):
+            if key:
+                shared[Part(kind, path[kind], end_file(kind, key), f"{kind}s.{key}.")] = None
+    own = [name for name, place in grown.places.items() if place.own]
     return [
-        *(Part("substrate", s, substrate_file(s), f"substrates.{substrate_key(s)}.") for s in substrates),
-        *(Part("expert", name, expert_file(name), f"experts.{name}.") for name in experts),
+        *shared,
+        *(Part("expert", name, expert_file(name), f"experts.{name}.") for name in own),
         *(Part("fit", name, FUSION, f"fusion.{name}") for name in fitted(config.fusion)),
     ]
+
+
+def having(config: PreTrainedConfig, part: Part) -> list[str]:
+    """The experts that have a part."""
+    if part.kind in ("expert", "fit"):
+        return [part.name] * (part.kind == "expert")
+    keys = {
+        name: (place.embedding, *place.trunks, place.norm, place.head) for name, place in config.tree.places.items()
+    }
+    return [name for name, own in keys.items() if part.prefix.split(".")[1] in own]
+
+
+def is_named_by_content(part: Part) -> bool:
+    """Whether the configuration knows a part by its very numbers, in the paths of the experts that have it."""
+    return part.kind in ("embedding", "trunk", "norm", "head")
 
 
 def recorded(config: PreTrainedConfig, part: Part) -> str | None:
@@ -45,21 +85,55 @@ def recorded(config: PreTrainedConfig, part: Part) -> str | None:
         return (config.substrates or {}).get(part.name, {}).get("sha256")
     if part.kind == "fit":
         return (config.fusion[part.name] or {}).get("fingerprint")
-    return next(record.get("fingerprint") for record in config.experts if record["name"] == part.name)
+    if part.kind == "trunk":
+        trunk = config.tree.trunks[part.name]
+        return trunk_name(_record(config, trunk.experts[0])["path"]["blocks"][trunk.first : trunk.last])
+    if is_named_by_content(part):
+        return part.name
+    return _record(config, part.name).get("fingerprint")
 
 
-def digest(part: Part, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of a part's tensors among a shard's, ordered by name: name, dtype, shape, and bytes of each.
+def digest(config: PreTrainedConfig, part: Part, tensors: Mapping[str, Tensor]) -> str:
+    """The digest (SHA-256 in hex) of a part's tensors among a shard's, to be compared with the one that is `recorded`.
 
-    It does not depend on the part's name in the composition.
+    It does not depend on what the part is called in the composition.
     """
+    own = {name.removeprefix(part.prefix): tensor for name, tensor in tensors.items() if name.startswith(part.prefix)}
+    if part.kind in ("embedding", "head"):
+        return matrix_name(own)
+    if part.kind == "norm":
+        return norm_name(expert_config(_record(config, having(config, part)[0])), own)
+    if part.kind == "trunk":
+        return _trunk_digest(config, part, own)
+    return digest_of(own)
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of tensors ordered by name: name, dtype, shape, and bytes of each."""
     sha = hashlib.sha256()
-    for name in sorted(name for name in tensors if name.startswith(part.prefix)):
+    for name in sorted(tensors):
         tensor = tensors[name]
-        told = [name.removeprefix(part.prefix), _precision(tensor), list(tensor.shape)]
-        sha.update(json.dumps(told).encode() + b"\n")
+        sha.update(json.dumps([name, _precision(tensor), list(tensor.shape)]).encode() + b"\n")
         sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def _trunk_digest(config: PreTrainedConfig, part: Part, tensors: Mapping[str, Tensor]) -> str:
+    """Of the names of a trunk's blocks."""
+    trunk = config.tree.trunks[part.name]
+    model = expert_config(_record(config, trunk.experts[0]))
+    place = in_base(backbone.family(model).blocks)
+    blocks: list[dict[str, Tensor]] = [{} for _ in range(trunk.last - trunk.first)]
+    for name, tensor in tensors.items():
+        number, _, rest = name.removeprefix(f"{place}.").partition(".")
+        if not name.startswith(f"{place}.") or not number.isdecimal() or int(number) >= len(blocks):
+            return "a tensor that no block has"
+        blocks[int(number)][rest] = tensor
+    return trunk_name(block_name(model, trunk.first + number, block) for number, block in enumerate(blocks))
+
+
+def _record(config: PreTrainedConfig, name: str) -> Mapping[str, Any]:
+    return next(record for record in config.experts if record["name"] == name)
 
 
 def verify(config: PreTrainedConfig, directory: Path, files: Collection[str] | None = None) -> None:
@@ -75,29 +149,37 @@ def verify(config: PreTrainedConfig, directory: Path, files: Collection[str] | N
     for part in parts(config):
         known = recorded(config, part)
         if known is not None and (files is None or part.file in files):
-            _require_same(part, known, digest(part, shard(directory / part.file)), directory)
+            _require_same(part, known, digest(config, part, shard(directory / part.file)), directory)
 
 
 def record(config: PreTrainedConfig, directory: Path, new: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Note the digests of all parts in a configuration that is about to be written.
 
     Args:
-        directory: holds the shards that stay as they are; they are compared with what is noted of them already.
+        directory: holds the shards that stay as they are; they are compared with what is noted of them already, but for
+            those that a path names: who loads them compares them.
         new: the tensors of every other shard, by file.
 
     Raises:
         TreeringError: a shard that stays is not what was written, or a frozen substrate is not what it was.
     """
-    shards = {part.file: new.get(part.file) or shard(directory / part.file) for part in parts(config)}
-    found = {part: digest(part, shards[part.file]) for part in parts(config)}
-    for part in found:
-        if part.file not in new and (known := recorded(config, part)):
+    found: dict[Part, str] = {}
+    for part in parts(config):
+        if part.file not in new and is_named_by_content(part):
+            continue
+        found[part] = digest(config, part, new.get(part.file) or shard(directory / part.file))
+        known = recorded(config, part)
+        if known and (part.file not in new or is_named_by_content(part)):
             _require_same(part, known, found[part], directory)
-    matrices = {p.name: _matrix(p, shards[p.file], sha) for p, sha in found.items() if p.kind == "substrate"}
+    matrices = {
+        part.name: _matrix(part, new.get(part.file) or shard(directory / part.file), sha)
+        for part, sha in found.items()
+        if part.kind == "substrate"
+    }
     _require_frozen(config.substrates or {}, matrices)
     config.substrates = matrices or None
     own = {part.name: sha for part, sha in found.items() if part.kind == "expert"}
-    config.experts = [record | {"fingerprint": own[record["name"]]} for record in config.experts]
+    config.experts = [record | {"fingerprint": own.get(record["name"])} for record in config.experts]
     for part, sha in found.items():
         if part.kind == "fit" and config.fusion[part.name]:
             config.fusion = config.fusion | {part.name: config.fusion[part.name] | {"fingerprint": sha}}
@@ -113,7 +195,7 @@ def record_substrates(config: PreTrainedConfig, shards: Mapping[str, Mapping[str
             known = (config.substrates or {}).get(part.name, {"dtype": None})
             tensors = shards[part.file]
             if any(_precision(tensor) != known["dtype"] and not tensor.is_meta for tensor in tensors.values()):
-                matrix = _matrix(part, tensors, digest(part, tensors))
+                matrix = _matrix(part, tensors, digest(config, part, tensors))
                 config.substrates = (config.substrates or {}) | {part.name: matrix}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ from transformers import PreTrainedModel
 from treering import backbone
 from treering.backbone import Standing
 from treering.composition.adapters import merged
+from treering.composition.arrangement import arrange
+from treering.composition.bases import require_one_base
 from treering.composition.configuration import CompositionConfig, expert_config
 from treering.composition.fingerprints import record_substrates
-from treering.composition.layout import substrate_key
 from treering.composition.model import ComposedModel
+from treering.composition.parts import path
 from treering.composition.rules import DEFAULT_RULE, Rule, rule
 from treering.composition.schema import expert_name
+from treering.composition.tree import Tree
 from treering.errors import TreeringError
 
 
@@ -56,26 +60,25 @@ def compose(
         require_single(name, expert)
         _require_cache(name, expert)
         _require_finite(name, expert)
-    require_fit({name: backbone.standing(expert.config) for name, expert in experts.items()}, across_substrates)
     substrates = {name: substrate_of(expert) for name, expert in experts.items()}
     _require_unchanged(experts, substrates)
-    own = {name: {"weight": 1.0} | dict((records or {}).get(name, {})) for name in experts}
-    config = describe(
-        [
-            {"name": name} | own[name] | {"substrate": substrates[name], "config": _portable(expert)}
-            for name, expert in experts.items()
-        ]
-    )
+    wholes = {name: expert.state_dict() for name, expert in experts.items()}
+    described: list[dict[str, Any]] = []
+    for name, expert in experts.items():
+        given = {"name": name, "weight": 1.0} | dict((records or {}).get(name, {}))
+        own = {"substrate": substrates[name], "path": path(expert.config, wholes[name]), "config": _portable(expert)}
+        described.append(given | own)
+    require_fit(described, across_substrates)
+    config = describe(described)
     with init_empty_weights(include_buffers=False):  # the experts' own tensors are put in place, never copied
         composed = ComposedModel(config)
-    weights: dict[str, Tensor] = {}
-    for name, expert in experts.items():
-        if fingerprint := substrates[name]:
-            weights.setdefault(f"substrates.{substrate_key(fingerprint)}.weight", backbone.embedding(expert).weight)
-        weights |= {f"experts.{name}.{key}": value for key, value in own_tensors(expert).items()}
+    weights = arrange(config.tree, config.experts, _in_one_precision(config.tree, wholes))
+    weights |= {target: weights[source] for target, source in composed.all_tied_weights_keys.items()}
     composed.load_state_dict({key: value.detach() for key, value in weights.items()}, assign=True)
     for name, joined in composed.named_experts():
-        joined.set_attn_implementation(experts[name].config._attn_implementation)
+        stems: list[Any] = [composed.trunks[key] for key in config.tree.places[name].trunks]
+        for part in (joined, *stems):
+            part.set_attn_implementation(experts[name].config._attn_implementation)
     composed.tie_weights()
     record_substrates(composed.config, composed.shards())
     return composed.eval().use(rule_name)
@@ -117,27 +120,42 @@ def require_fitted(fusion: Mapping[str, Any] | None, chosen: Rule) -> None:
         )
 
 
-def require_fit(standings: Mapping[str, Standing | None], across_substrates: bool) -> None:
-    """Refuse experts whose configurations say that they do not fit together; see `compose`.
+def require_fit(records: Sequence[Mapping[str, Any]], across_substrates: bool) -> None:
+    """Refuse experts whose records say that they do not fit together; see `compose`.
 
     Raises:
-        TreeringError: they stand on different tokenizers, or without ``across_substrates`` on different substrates.
+        TreeringError: they stand on different tokenizers, or without ``across_substrates`` on different substrates,
+            or on trunks that should be one (see ``treering.composition.bases``).
     """
+    standings = {record["name"]: backbone.standing(expert_config(record)) for record in records}
     _require_one_tokenizer(standings)
     if not across_substrates:
-        _require_one_substrate(standings)
+        require_one_base(records)
+        if any(standings.values()) or not _have_one_embedding(records):
+            _require_one_substrate(standings)
+
+
+def _have_one_embedding(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all read tokens as the same vectors: so an ID is the same token to all, whoever made them."""
+    embeddings = {(record.get("path") or {}).get("embedding") for record in records}
+    return len(embeddings) == 1 and None not in embeddings
+
+
+def _in_one_precision(grown: Tree, wholes: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Mapping[str, Tensor]]:
+    """The experts' tensors, those of experts on one trunk in the widest precision that one of them has."""
+    alike = dict(wholes)
+    for trunk in grown.trunks.values():
+        tensors = [tensor for name in trunk.experts for tensor in alike[name].values() if tensor.is_floating_point()]
+        widest = reduce(torch.promote_types, {tensor.dtype for tensor in tensors})
+        for name in trunk.experts:
+            alike[name] = {k: t.to(widest) if t.is_floating_point() else t for k, t in alike[name].items()}
+    return alike
 
 
 def substrate_of(expert: PreTrainedModel) -> str | None:
     """The fingerprint of the frozen substrate that an expert reads from, or None if the embedding is its own."""
     own = backbone.standing(expert.config)
     return own.fingerprint if own and own.frozen else None
-
-
-def own_tensors(expert: PreTrainedModel) -> dict[str, Tensor]:
-    """An expert's tensors without a frozen substrate."""
-    shared = backbone.family(expert.config).embedding + ".weight" if substrate_of(expert) else None
-    return {name: tensor for name, tensor in expert.state_dict().items() if name != shared}
 
 
 def _portable(expert: PreTrainedModel) -> dict[str, Any]:

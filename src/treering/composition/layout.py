@@ -1,4 +1,5 @@
-"""A composition on disk: an ordinary sharded checkpoint, a shard for each substrate, each expert, and what was fitted.
+"""A composition on disk: an ordinary sharded checkpoint, a shard for each part that experts share (substrates, trunks,
+norms, heads), one for what each expert has alone, and one for what was fitted.
 
 All but the tensors follows from the configuration and the shards' headers, so that experts can come and go without
 those that stay being read or written again.
@@ -52,16 +53,33 @@ def substrate_file(fingerprint: str) -> str:
     return f"substrate-{substrate_key(fingerprint)}.safetensors"
 
 
+def trunk_file(key: str) -> str:
+    """The shard of a trunk's blocks."""
+    return f"trunk-{key}.safetensors"
+
+
+def end_file(kind: str, key: str) -> str:
+    """The shard of a ``norm`` or a ``head`` that several experts have."""
+    return f"{kind}-{key}.safetensors"
+
+
 def fitted(fusion: Mapping[str, Any] | None) -> list[str]:
     """What was fitted on top of the experts and has a tensor of its own."""
     return [name for name in fusion or {} if "hidden" in RULES[name].needs]
 
 
 def shard_files(config: PreTrainedConfig) -> list[str]:
-    """The files of a composition's tensors, in order: each substrate once, each expert, what was fitted."""
-    substrates = dict.fromkeys(record["substrate"] for record in config.experts if record["substrate"])
-    files = [*map(substrate_file, substrates), *(expert_file(record["name"]) for record in config.experts)]
-    return [*files, FUSION] if fitted(config.fusion) else files
+    """The files of a composition's tensors, in order: what is shared, what each expert has alone, what was fitted."""
+    grown = config.tree
+    places = grown.places.values()
+    shared = [
+        *(substrate_file(place.embedding) for place in places if place.embedding),
+        *map(trunk_file, grown.trunks),
+        *(end_file("norm", place.norm) for place in places if place.norm),
+        *(end_file("head", place.head) for place in places if place.head),
+    ]
+    own = [expert_file(name) for name, place in grown.places.items() if place.own]
+    return [*dict.fromkeys(shared), *own, *([FUSION] if fitted(config.fusion) else [])]
 
 
 def shards(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import create_repo
 from torch import Tensor, nn
 from transformers import (
@@ -18,6 +20,7 @@ from transformers import (
     DynamicCache,
     GenerationConfig,
     GenerationMixin,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.loss.loss_utils import ForCausalLMLoss
@@ -25,19 +28,21 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
 from treering import backbone
-from treering.composition import fingerprints
+from treering.composition import fingerprints, parts
+from treering.composition.arrangement import arrange, whole
+from treering.composition.assembly import assemble
 from treering.composition.caches import lay_out, views
 from treering.composition.configuration import CompositionConfig, expert_config
 from treering.composition.layout import (
     INDEX,
-    expert_file,
     fitted,
     shards,
     substrate_key,
     write_description,
     write_shard,
 )
-from treering.composition.reader import Reader, Text, is_known
+from treering.composition.parts import is_known
+from treering.composition.reader import Below, Reader, Stem, Substrate, Text, said
 from treering.composition.rules import (
     Need,
     Reading,
@@ -90,19 +95,11 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         config._attn_implementation = attention  # the experts' alone: a composition has none, whose default would count
         asked = {"attn_implementation": attention} if attention else {}
-        self.substrates = nn.ModuleDict()
-        self.experts = nn.ModuleDict()
+        self.tree = config.tree
+        self.substrates, self.trunks = nn.ModuleDict(), nn.ModuleDict()
+        self.norms, self.heads, self.experts = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self._ties = assemble(self, config.experts, self.tree, asked)
         self.fusion = Fusion()
-        for record in config.experts:
-            # Loading chooses the precision, not what the expert was once stored in.
-            expert = AutoModelForCausalLM.from_config(
-                expert_config(record), dtype=torch.get_default_dtype(), trust_remote_code=False, **asked
-            )
-            if record["substrate"]:
-                matrix = nn.Embedding(expert.config.vocab_size, expert.config.hidden_size)
-                self.substrates[substrate_key(record["substrate"])] = matrix
-                expert.set_input_embeddings(nn.Identity())
-            self.experts[record["name"]] = expert
         self.rule: Rule = rule(config.rule)
         if config.fusion:
             self._add_fusion()
@@ -110,15 +107,20 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         self.post_init()
         # transformers asks only its models' own children of what they know; the experts lie one level deeper.
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        inside: list[Any] = [*self.experts.values(), *self.trunks.values()]
         for known in ("_no_split_modules", "_skip_keys_device_placement", "_keep_in_fp32_modules_strict"):
-            setattr(self, known, getattr(self, known).union(*(getattr(e, known) for _, e in self.named_experts())))
+            setattr(self, known, getattr(self, known).union(*(getattr(model, known) for model in inside)))
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing is ever initialised here: every weight comes from an expert, a substrate or a fit."""
 
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Which weights are another's, as transformers asks."""
+        return super().get_expanded_tied_weights_keys(True) if all_submodels else self._ties
+
     def get_input_embeddings(self) -> nn.Module:
         """The substrate, if all experts stand on one."""
-        if len(self.substrates) != 1 or not all(record["substrate"] for record in self.config.experts):
+        if len(self.substrates) != 1 or not all(place.embedding for place in self.tree.places.values()):
             raise NotImplementedError("The experts do not share one embedding; give input_ids.")
         return next(iter(self.substrates.values()))
 
@@ -126,8 +128,27 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         return None
 
     def named_experts(self) -> list[tuple[str, PreTrainedModel]]:
-        """The experts by name, in order; those on a substrate without an embedding."""
+        """The experts by name, in order; of one that stands on a substrate or a trunk, what is above that."""
         return list(self.experts.items())  # type: ignore[arg-type]
+
+    def expert(self, name: str) -> PreTrainedModel:
+        """An expert as the plain model that it is alone; its weights are the composition's own, not copied.
+
+        Raises:
+            TreeringError: there is no such expert.
+        """
+        record = next((record for record in self.config.experts if record["name"] == name), None)
+        if record is None:
+            raise TreeringError(f"There is no expert {name!r}. There are: {', '.join(self.experts)}.")
+        tensors = whole(self.tree, record, self.state_dict())
+        config, upper = expert_config(record), dict(self.named_experts())[name]
+        with init_empty_weights(include_buffers=False):
+            alone = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False, attn_implementation=upper.config._attn_implementation
+            )
+        alone.load_state_dict(tensors, strict=False, assign=True)
+        alone.tie_weights()
+        return alone.requires_grad_(False).eval()
 
     @property
     def prior(self) -> Tensor:
@@ -154,7 +175,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         """
         chosen = rule(spec)
         if "hidden" in chosen.needs:
-            if strangers := [name for name, expert in self.named_experts() if not is_known(expert)]:
+            if strangers := [name for name, expert in self.named_experts() if not is_known(expert.config)]:
                 raise TreeringError(
                     f"The rule {chosen.name} reads the experts' final hidden states, and Treering does not know where "
                     f"{', '.join(strangers)} keeps them. Use a rule that needs only distributions, such as evidence."
@@ -173,7 +194,9 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
 
     def _freeze(self) -> None:
         """Let training leave substrates, whose fingerprints would be wrong then, and what was fitted as they are."""
-        self.substrates.requires_grad_(False)
+        for record in self.config.experts:
+            if record["substrate"]:
+                self.substrates[substrate_key(record["substrate"])].requires_grad_(False)
         self.fusion.requires_grad_(False)
 
     def fusion_start(self, name: str) -> Tensor:
@@ -216,13 +239,15 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             if getattr(self.config, name) if wanted is None else wanted:
                 raise TreeringError(
                     f"A composition has no layers of its own that {name} could give. Ask an expert: "
-                    f"model.experts[NAME](…, {name}=True), or model.read(input_ids, hidden=True) for all final states."
+                    f"model.expert(NAME)(…, {name}=True), or model.read(input_ids, hidden=True) for all final states."
                 )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         text = Text(input_ids, inputs_embeds, attention_mask, position_ids)
         kept = _among_new(logits_to_keep, text.length)
         transcript, readers = self._readers(past_key_values, self.rule)
+        if past_key_values is not None and transcript is None:
+            text = replace(text, begin=past_key_values.get_seq_length())
         logits, reading = self._read(text, readers, transcript, self.rule, kept)
         joined = self.rule(logits, reading)
         if transcript is not None and joined.evidence is not None:
@@ -238,7 +263,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         """Lay the cache out before generation asks its layers for anything, such as to record what they let go of."""
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)  # type: ignore[misc]
         if (cache := model_kwargs.get("past_key_values")) is not None and cache.get_seq_length() == 0:
-            lay_out(cache, [expert.config for _, expert in self.named_experts()], self.rule)
+            lay_out(cache, *self._configs(), self.rule)
             if generation_config.is_assistant:
                 cache.activate_past_recording()
 
@@ -270,8 +295,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         prior = _log_prior(self._weights, text.device)
         if transcript is None:
             finals = [reader.final(text)[:, kept] for reader in readers]
-            heard = zip(readers, finals, strict=True)
-            logits = [reader.logits(final) for reader, final in heard] if "logits" in chosen.needs else []
+            logits = said(readers, finals) if "logits" in chosen.needs else []
             seen: dict[str, Any] = {}
         else:
             begin = transcript.get_seq_length()
@@ -287,18 +311,24 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         return torch.stack(logits) if logits else None, reading
 
     def _readers(self, cache: Cache | None, chosen: Rule) -> tuple[Transcript | None, list[Reader]]:
-        """The transcript, if the rule needs one, and the experts, each with its part of the cache."""
-        experts = self.named_experts()
-        transcript, caches = views(cache, [expert.config for _, expert in experts], chosen)
-        shared = [
-            record["substrate"] and self.substrates[substrate_key(record["substrate"])]
-            for record in self.config.experts
-        ]
-        readers = [
-            Reader(name, expert, substrate or None, self.config.vocab_size, own)
-            for (name, expert), substrate, own in zip(experts, shared, caches, strict=True)
-        ]
-        return transcript, readers
+        """The transcript, if the rule needs one, and the experts, each with its foothold and its part of the cache."""
+        begin = 0 if cache is None else cache.get_seq_length()
+        layers = views(cache, *self._configs(), chosen)
+        below: dict[str | None, Below] = {key: Substrate(matrix) for key, matrix in self.substrates.items()}
+        for key, trunk in self.tree.trunks.items():
+            stem: Any = self.trunks[key]
+            below[key] = Stem(below[trunk.below or trunk.embedding], stem, layers.trunks[key], layers.kept.get(key))
+        readers = []
+        for name, expert in self.named_experts():
+            place = self.tree.places[name]
+            foot = below.get(place.trunks[-1] if place.trunks else place.embedding)
+            readers.append(Reader(name, expert, foot, self.config.vocab_size, layers.experts[name], begin))
+        return layers.transcript, readers
+
+    def _configs(self) -> tuple[dict[str, PreTrainedConfig], dict[str, PreTrainedConfig]]:
+        """The configurations of the trunks by key, and of the experts' own blocks by name."""
+        trunks: dict[str, Any] = dict(self.trunks.items())
+        return {k: m.config for k, m in trunks.items()}, {name: expert.config for name, expert in self.named_experts()}
 
     def expert_logits(self, hidden: Tensor) -> Tensor:
         """Logits [expert, batch, position, vocab] from all experts' final states, as ``Reading.hidden`` has them."""
@@ -366,17 +396,15 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         if not is_main_process:
             return
         directory = Path(save_directory)
-        shards = self.shards(state_dict)
+        config, shards = self._to_save(state_dict)
         require_size(shards, max_shard_size)
         directory.mkdir(parents=True, exist_ok=True)
         before = self._get_files_timestamps(directory)
-        for record in self.config.experts:
-            record["config"]["dtype"] = precision(shards[expert_file(record["name"])])
-        fingerprints.record(self.config, directory, shards)
+        fingerprints.record(config, directory, shards)
         for file, tensors in shards.items():
             write_shard(tensors, directory / file)
         self.generation_config.save_pretrained(directory)
-        write_description(self.config, directory)
+        write_description(config, directory)
         if push_to_hub:
             self._upload(directory, before, token, **hub)
 
@@ -393,6 +421,25 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         own = {name: hub.pop(name) for name in commit & hub.keys()}
         repository = create_repo(repo_id or directory.name, token=token, exist_ok=True, **hub).repo_id
         self._upload_modified_files(directory, repository, before, token=token, **own)
+
+    def _to_save(self, state: Mapping[str, Tensor] | None) -> tuple[PreTrainedConfig, dict[str, dict[str, Tensor]]]:
+        """The configuration that tells of a composition's weights as they are now, and those by file.
+
+        Weights that trained are other parts than those that were joined, and so have other names.
+        """
+        tensors = stored(self, state)
+        wholes = {record["name"]: whole(self.tree, record, tensors) for record in self.config.experts}
+        records = []
+        for record in self.config.experts:
+            own = wholes[record["name"]]
+            path = parts.path(expert_config(record), own) if record.get("path") else None
+            described = record["config"] | {"dtype": precision(own)}
+            records.append(record | {"path": path, "config": described})
+        config = copy.deepcopy(self.config)
+        config.experts = records
+        arranged = arrange(config.tree, records, wholes)
+        arranged |= {name: tensor for name, tensor in tensors.items() if name.startswith("fusion.")}
+        return config, shards(arranged)
 
     def shards(self, state: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
         """The tensors to be stored by file: the model's own, or those of ``state``."""

@@ -11,11 +11,12 @@ Positions count the tokens of a text from 0:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from treering.composition.reader import Reader, Text, log_likelihood
+from treering.composition.reader import Reader, Text, log_likelihood, said
 from treering.composition.rules import Rule, most_credible, posterior
 from treering.composition.transcript import Transcript
 from treering.errors import TreeringError
@@ -37,47 +38,58 @@ def read_on(
         raise TreeringError(f"The rule {chosen.name} weighs the experts by the tokens they read: give input_ids.")
     begin = transcript.get_seq_length()
     transcript.append(text.input_ids)
+    new, text = text.input_ids, replace(text, begin=begin, tokens=transcript.input_ids)
     predicted = _predicted(text.attention_mask, transcript.input_ids)
     _recall(readers, transcript, begin, predicted)
-    sparse = chosen.name == "top_k" and begin > 0 and text.input_ids.shape[1] == 1
+    sparse = chosen.name == "top_k" and begin > 0 and new.shape[1] == 1
     changed, heard, everyone = begin, dict[int, tuple[Tensor, Tensor]](), set(range(len(readers)))
-    while late := (_credible(transcript, changed, chosen, prior) if sparse else everyone) - heard.keys():
+    bare = {e for e, reader in enumerate(readers) if reader.is_bare}
+    while late := (_credible(transcript, changed, chosen, prior) | bare if sparse else everyone) - heard.keys():
         read = min(readers[e].read for e in late)
-        heard |= {e: _hear(readers[e], e, transcript, text, begin, predicted, kept) for e in sorted(late)}
+        heard |= _hear(readers, sorted(late), transcript, text, predicted, kept)
         changed = min(changed, read + 1)
         if read == begin:  # they had missed nothing, so nobody's evidence is other than it was
             break
     _require_numbers(readers, transcript.likelihood[..., changed:])
-    silent = text.input_ids.new_zeros((len(text.input_ids), 1, readers[0].vocabulary), dtype=torch.float32)
-    said = [heard.get(e, (silent, silent[..., :0])) for e in range(len(readers))]
-    return [logits for logits, _ in said], [final for _, final in said], changed
+    silent = new.new_zeros((len(new), 1, readers[0].vocabulary), dtype=torch.float32)
+    told = [heard.get(e, (silent, silent[..., :0])) for e in range(len(readers))]
+    return [logits for logits, _ in told], [final for _, final in told], changed
 
 
 def _recall(readers: Sequence[Reader], transcript: Transcript, begin: int, predicted: Tensor) -> None:
     """Note what the experts had said of the first new token before they saw it."""
     for e, (reader, pending) in enumerate(zip(readers, transcript.pending, strict=True)):
         if pending is not None:
-            said = log_likelihood(pending[:, -1], transcript.input_ids[:, begin])
-            transcript.likelihood[e, :, begin] = torch.where(predicted[:, begin - 1], said, 0.0)
+            likelihood = log_likelihood(pending[:, -1], transcript.input_ids[:, begin])
+            transcript.likelihood[e, :, begin] = torch.where(predicted[:, begin - 1], likelihood, 0.0)
         elif reader.read == begin > 0:
             reader.step_back()  # someone cropped the cache: what the expert said of the new token, it must say again
     transcript.pending = [None] * len(readers)
 
 
 def _hear(
-    reader: Reader, e: int, transcript: Transcript, text: Text, begin: int, predicted: Tensor, kept: slice | Tensor
-) -> tuple[Tensor, Tensor]:
-    """Let an expert read all that it has not; its logits and final states at the kept positions."""
-    read, tokens = reader.read, transcript.input_ids
-    whole = reader.final(text.since(read, begin, tokens))
-    final = whole[:, begin - read :][:, kept]
-    logits = reader.logits(final)
-    if whole.shape[1] > 1:  # of one token alone it had said before what it thought of it
-        said = reader.log_likelihood(whole, tokens[:, read:], logits if logits.shape[1] == whole.shape[1] else None)
-        transcript.likelihood[e, :, read + 1 :] = torch.where(predicted[:, read:], said, 0.0)
-    if reader.cache is not None:
-        transcript.remember(e, logits if isinstance(kept, slice) else reader.logits(whole[:, -1:]))
-    return logits, final
+    readers: Sequence[Reader],
+    late: Sequence[int],
+    transcript: Transcript,
+    text: Text,
+    predicted: Tensor,
+    kept: slice | Tensor,
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Let experts read all that they have not; their logits and final states at the kept positions."""
+    own = [readers[e] for e in late]
+    wholes = [reader.final(text.since(reader.read)) for reader in own]
+    finals = [whole[:, text.begin - reader.read :][:, kept] for reader, whole in zip(own, wholes, strict=True)]
+    heard: dict[int, tuple[Tensor, Tensor]] = {}
+    for e, reader, whole, final, logits in zip(late, own, wholes, finals, said(own, finals), strict=True):
+        if whole.shape[1] > 1:  # of one token alone it had said before what it thought of it
+            whole_logits = logits if logits.shape[1] == whole.shape[1] else None
+            likelihood = reader.log_likelihood(whole, transcript.input_ids[:, reader.read :], whole_logits)
+            new = slice(reader.read + 1, None)
+            transcript.likelihood[e, :, new] = torch.where(predicted[:, reader.read :], likelihood, 0.0)
+        if reader.cache is not None:
+            transcript.remember(e, logits if isinstance(kept, slice) else reader.logits(whole[:, -1:]))
+        heard[e] = logits, final
+    return heard
 
 
 def _credible(transcript: Transcript, changed: int, chosen: Rule, prior: Tensor) -> set[int]:

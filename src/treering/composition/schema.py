@@ -112,6 +112,15 @@ class ExpertConfiguration(_Part):
     treering: Standing | None = None
 
 
+class Path(_Part):
+    """The names of an expert's parts, the blocks from the lowest on."""
+
+    embedding: Sha256
+    blocks: Annotated[list[Sha256], Field(max_length=MOST_LAYERS)]
+    norm: Sha256
+    head: Sha256
+
+
 class Expert(_Part):
     """One expert's record."""
 
@@ -122,6 +131,7 @@ class Expert(_Part):
     origin: Text | None = None
     licence: Text | None = None
     fingerprint: Sha256 | None = None
+    path: Path | None = None
     data: Data | None = None
     training: Training | None = None
 

@@ -1,0 +1,74 @@
+"""Branches fit the model that they were grown on, to the bit; what growth notes of it is compared here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from treering.composition.configuration import expert_config
+from treering.errors import TreeringError
+
+Record = Mapping[str, Any]
+
+
+def trunk_name(blocks: Iterable[str]) -> str:
+    """The name of a run of blocks: the SHA-256 (hex) of their names."""
+    return hashlib.sha256("".join(blocks).encode()).hexdigest()
+
+
+def require_one_base(records: Sequence[Record]) -> None:
+    """Refuse branches of different bases, and a base that is not to the bit the one that a branch was grown on.
+
+    They could be joined at their output, but would share nothing: N branches would cost N models.
+
+    Raises:
+        TreeringError: names both trunks and the first block in which they differ, and tells the way out.
+    """
+    for one, other in combinations((record for record in records if record.get("path")), 2):
+        grown = [blocks for blocks in (_grown_on(one), _grown_on(other)) if blocks]
+        if grown and _are_akin(one, other):
+            _require_same_trunk(one, other, min(grown))
+
+
+def _grown_on(record: Record) -> int:
+    """The blocks of the model that a branch was grown on; 0 for what is no branch."""
+    trunk = record["config"].get("treering_trunk") or {}
+    return trunk.get("blocks", 0)
+
+
+def _are_akin(one: Record, other: Record) -> bool:
+    """Whether two experts seem to have one origin: models of one shape that read one substrate, or none at all."""
+    shapes = [
+        (config.model_type, config.hidden_size, config.vocab_size, record["substrate"])
+        for record, config in ((record, expert_config(record)) for record in (one, other))
+    ]
+    return shapes[0] == shapes[1]
+
+
+def _require_same_trunk(one: Record, other: Record, blocks: int) -> None:
+    paths = one["path"], other["path"]
+    stacks = [path["blocks"][:blocks] for path in paths]
+    first = next((n for n, pair in enumerate(zip(*stacks, strict=False)) if pair[0] != pair[1]), min(map(len, stacks)))
+    same_embedding = paths[0]["embedding"] == paths[1]["embedding"]
+    if one["substrate"] and first == 0 and not (_grown_on(one) and _grown_on(other)):
+        return  # specialists on one substrate have no block in common
+    if same_embedding and first == blocks:
+        return
+    where = f"block {first + 1} of {blocks}" if same_embedding else "the embedding"
+    holders = "\n".join(
+        f"  {record['name']}: {trunk_name(stack)}{_origin(record)}"
+        for record, stack in zip((one, other), stacks, strict=True)
+    )
+    raise TreeringError(
+        f"{one['name']} and {other['name']} do not stand on one trunk; the first difference is in {where}:\n{holders}\n"
+        "A branch fits the model that it was grown on, to the bit. Give that one as the base, or grow the branch again "
+        "on this one; or join them at their output alone, at the cost of a whole model each, by --across-substrates "
+        "(across_substrates=True)."
+    )
+
+
+def _origin(record: Record) -> str:
+    base = (record["config"].get("treering_trunk") or {}).get("base")
+    return f" (grown on {base})" if base else ""

@@ -1,0 +1,131 @@
+"""What an expert is made of: a path from embedding through blocks to final norm and head, each named by what it is.
+
+A part's name is the SHA-256 of its configuration and its numbers. Two experts with a common beginning have the same
+names there, whoever made them and wherever they are stored: so a composition finds what they share
+(``treering.composition.tree``), and nobody can pass another part for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from treering import backbone
+
+Tensors = Mapping[str, Tensor]
+
+_NOT_A_BLOCKS = re.compile(
+    r"(num_hidden_layers|n_layers?|num_layers|max_window_layers|vocab_size|tie_word_embeddings|treering\w*|"
+    r"(torch_)?dtype|architectures|auto_map|\w+_token_id|use_cache|transformers_version|_name_or_path|_commit_hash|"
+    r"initializer_range|output_\w+|return_dict|quantization_config)"
+)
+"""What of a model's configuration says nothing about how one of its blocks computes."""
+
+
+class Parts(NamedTuple):
+    """An expert's tensors by part, each named as in its own module; blocks are numbered from 0, the lowest."""
+
+    embedding: dict[str, Tensor]
+    blocks: list[dict[str, Tensor]]
+    norm: dict[str, Tensor]
+    head: dict[str, Tensor]
+
+
+def is_known(config: PreTrainedConfig) -> bool:
+    """Whether nothing but embedding, blocks, final norm and head stands between tokens and logits in this family."""
+    return config.model_type in backbone.FAMILIES and backbone.family(config).plain
+
+
+def split(config: PreTrainedConfig, tensors: Tensors) -> Parts | None:
+    """The parts of a model's tensors, named as Hugging Face does; None of a family that has others besides."""
+    if not is_known(config):
+        return None
+    own = backbone.family(config)
+    found = Parts({}, [{} for _ in range(config.num_hidden_layers)], {}, {})
+    for name, tensor in tensors.items():
+        if name.startswith(f"{own.blocks}."):
+            number, _, rest = name.removeprefix(f"{own.blocks}.").partition(".")
+            if not number.isdecimal() or int(number) >= len(found.blocks):
+                return None
+            found.blocks[int(number)][rest] = tensor
+            continue
+        place, _, rest = name.rpartition(".")
+        kinds = {own.embedding: found.embedding, own.final_norm: found.norm, own.head: found.head}
+        if place not in kinds:
+            return None
+        kinds[place][rest] = tensor
+    if config.tie_word_embeddings and not found.head:
+        found.head.update(found.embedding)
+    whole = all((set(found.embedding) == {"weight"}, set(found.head) == {"weight"}, *found.blocks))
+    return found if whole else None
+
+
+def path(config: PreTrainedConfig, tensors: Tensors) -> dict[str, Any] | None:
+    """The names of an expert's parts: ``embedding``, ``blocks``, ``norm`` and ``head``; None where it has others.
+
+    An embedding and a head of the same numbers have the same name.
+    """
+    found = split(config, tensors)
+    if found is None:
+        return None
+    return {
+        "embedding": matrix_name(found.embedding),
+        "blocks": [block_name(config, number, block) for number, block in enumerate(found.blocks)],
+        "norm": norm_name(config, found.norm),
+        "head": matrix_name(found.head),
+    }
+
+
+def matrix_name(tensors: Tensors) -> str:
+    """The name of an embedding or a head, which is a matrix and nothing else."""
+    return _name({}, tensors)
+
+
+def norm_name(config: PreTrainedConfig, tensors: Tensors) -> str:
+    """The name of a final norm."""
+    return _name(_of_block(config, None), tensors)
+
+
+def block_name(config: PreTrainedConfig, number: int, tensors: Tensors) -> str:
+    """The name of block ``number`` (from 0) of a model with that configuration."""
+    return _name(_of_block(config, number), tensors)
+
+
+def part_of_stack(config: PreTrainedConfig, first: int, last: int) -> PreTrainedConfig:
+    """The configuration of a model that is blocks ``first`` to ``last`` (exclusive) of one with this configuration."""
+    part = copy.deepcopy(config)
+    for name in backbone.PER_BLOCK:
+        if values := getattr(config, name, None):
+            setattr(part, name, list(values[first:last]))
+    part.num_hidden_layers = last - first
+    return part
+
+
+def _of_block(config: PreTrainedConfig, number: int | None) -> dict[str, Any]:
+    """What of a configuration concerns one block; without a number, what holds of all."""
+    told = {name: value for name, value in config.to_diff_dict().items() if not _NOT_A_BLOCKS.fullmatch(name)}
+    for name in backbone.PER_BLOCK:
+        told.pop(name, None)
+        if number is not None and (values := getattr(config, name, None)):
+            told[name] = values[number]
+    return told
+
+
+def _name(configuration: Mapping[str, Any], tensors: Tensors) -> str:
+    """SHA-256 (hex) of a part; numbers count as the float32 that they are, so not by the precision they are kept in."""
+    sha = hashlib.sha256(json.dumps(configuration, sort_keys=True, default=str).encode() + b"\n")
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor = tensor.float()
+        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode() + b"\n")
+        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
