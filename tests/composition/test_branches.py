@@ -13,7 +13,15 @@ from transformers import MistralForCausalLM as Mistral
 
 from treering import tokenizer as tokenizers
 from treering.backbone import blocks
-from treering.composition import add_expert, compose, compose_directories, joining, load_model, remove_expert
+from treering.composition import (
+    add_expert,
+    compose,
+    compose_directories,
+    joining,
+    list_experts,
+    load_model,
+    remove_expert,
+)
 from treering.errors import TreeringError
 
 VOCABULARY = 60
@@ -325,3 +333,9 @@ def test_files_come_back_as_links(places, tmp_path):
     before = {path.name: path.stat().st_ino for path in (tmp_path / "all").glob("trunk-*")}
     remove_expert(tmp_path / "all", "zh")
     assert before == {path.name: path.stat().st_ino for path in (tmp_path / "all").glob("trunk-*")}
+
+
+def test_an_expert_that_has_nothing_alone_is_listed(places, tmp_path):
+    compose_directories({"base": places["base"], "ru": places["ru"], "twin": places["ru"]}, tmp_path / "all")
+    listed = {record["name"]: record["parameters"] for record in list_experts(tmp_path / "all")}
+    assert listed == {"base": 32, "ru": 0, "twin": 0}  # the base's norm is all that it has alone

@@ -196,9 +196,11 @@ def list_experts(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     total = sum(record["weight"] for record in config.experts)
     experts = []
     for record in config.experts:
-        own, shard = expert_config(record), Path(directory) / layout.expert_file(record["name"])
+        own, name = expert_config(record), record["name"]
+        alone = config.tree.places[name].own  # else all that it is made of belongs to others, too
+        parameters = layout.parameter_count(Path(directory) / layout.expert_file(name)) if alone else 0
         shape = {"family": own.model_type, "layers": own.num_hidden_layers, "width": own.hidden_size}
-        size = {"share": record["weight"] / total, "parameters": layout.parameter_count(shard)}
+        size = {"share": record["weight"] / total, "parameters": parameters}
         experts.append(record | shape | size)
     return experts
 
