@@ -102,7 +102,7 @@ class Branch(Schema):
         return plans.branch(depth, blocks, self.leave, self.head)
 
 
-BRANCH_TRAINING, BRANCH_LENGTH = {"learning_rate": 1e-3, "warmup": 0.1}, {"epochs": 2}
+BRANCH_TRAINING, BRANCH_LENGTH = {"learning_rate": 3e-3, "warmup": 0.1}, {"epochs": 2}
 """What the training of a branch is where its recipe does not say; found by trying (docs/growth.md)."""
 
 PLANS: dict[str, Way | Branch] = {
