@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory import peak_of_decoding
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -174,27 +175,17 @@ def memory(base: Path, console: Console, options: argparse.Namespace) -> None:
                 model.save_pretrained(places[name])
                 tokenizers.save(tokenizer, places[name])
         compose_directories(places, Path(scratch) / "joined", "evidence")
-        nothing, _ = processes.apply(_peak, [[]])
+        nothing, _ = processes.apply(peak_of_decoding, [[], 16])
         result = Table("", "peak MiB above no model", "parameters, MiB", "on disk, MiB", box=None)
         for what, loaded in {
             "the base": [base],
             f"the base and {options.branches} branches joined": [Path(scratch) / "joined"],
             "the same as whole models": list(places.values()),
         }.items():
-            peak, held = processes.apply(_peak, [loaded])
+            peak, held = processes.apply(peak_of_decoding, [loaded, 16])
             disk = sum(path.stat().st_size for place in loaded for path in Path(place).glob("*.safetensors"))
             result.add_row(what, f"{peak - nothing:.0f}", f"{held:.0f}", f"{disk / 2**20:.0f}")
         console.print(result)
-
-
-def _peak(directories: list[Path]) -> tuple[float, float]:
-    """MiB at most in this process, and of the parameters, after decoding with the models of these directories."""
-    models = [load_model(directory) for directory in directories]
-    for model in models:
-        model.generate(torch.zeros(1, 64, dtype=torch.long), max_new_tokens=16, do_sample=False, pad_token_id=0)
-    held = sum(p.nbytes for model in models for p in model.parameters())
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 2**10, held / 2**20
 
 
 def main() -> None:

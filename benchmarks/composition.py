@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from memory import peak_of_decoding
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
@@ -243,27 +244,15 @@ def memory(console: Console, experts: int = 4) -> None:
             dock(gpt_neox(Preset(1, 256, 8, 65_536, context=256)), substrate, tokenizer).save_pretrained(place / name)
             tokenizers.save(tokenizer, place / name)
         compose_directories({name: place / name for name in names}, place / "joined")
-        nothing, _ = processes.apply(_peak, [[]])
+        nothing, _ = processes.apply(peak_of_decoding, [[], 64])
         ways = {"one expert": names[:1], f"{experts} experts joined": ["joined"], f"{experts} experts apart": names}
         for what, loaded in ways.items():
-            peak, stored = processes.apply(_peak, [[place / name for name in loaded]])
+            peak, stored = processes.apply(peak_of_decoding, [[place / name for name in loaded], 64])
             result.add_row(what, f"{peak - nothing:.0f}", f"{stored:.0f}")
     console.print(f"substrate and each head: {substrate.matrix.nbytes / 2**20:.0f} MiB")
     console.print(result)
 
 
-def _peak(directories: list[Path]) -> tuple[float, float]:
-    """MiB at most in this process, and of the parameters, after decoding with the models of these directories."""
-    models = [load_model(directory) for directory in directories]
-    for model in models:
-        model.generate(torch.zeros(1, 64, dtype=torch.long), max_new_tokens=64, do_sample=False, pad_token_id=0)
-    stored = sum(p.nbytes for model in models for p in model.parameters())
-    # The resident set's high-water mark, as Linux tells it; what getrusage tells a child holds its parent's, too.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 2**10, stored / 2**20
-
-
-@torch.no_grad()
 def bound(console: Console, experts: int = 2, vocabulary: int = 512) -> None:
     """How far long random texts cost a mixture more than its bound, with untrained experts of several confidences.
 

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from memory import peak
 from rich.console import Console
 from rich.table import Table
 
@@ -110,18 +111,17 @@ def memory(place: Path, console: Console) -> None:
             peaks[name] = processes.apply(_peak, [place, case])
     table = Table("run", "peak MiB", "of monolithic's", "of depth 2's", box=None)
     nothing, shallow, *_, whole = peaks.values()
-    for name, peak in peaks.items():
-        table.add_row(name, f"{peak:,.0f}", f"{peak / whole:.2f}", f"{peak / shallow:.2f}")
+    for name, most in peaks.items():
+        table.add_row(name, f"{most:,.0f}", f"{most / whole:.2f}", f"{most / shallow:.2f}")
     console.print(table)
     console.print(f"{nothing:,.0f} MiB are Python's and the libraries' own")
 
 
 def _peak(place: Path, case: tuple[Plan, int] | None) -> float:
-    """MiB at most in this process after a few steps; the high-water mark as Linux tells it."""
+    """MiB at most in this process after a few steps; the see `memory.peak`."""
     if case:
         run(place, case[0], 4 * 8192, case[1])
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 2**10
+    return peak()
 
 
 def precision(place: Path, console: Console, tokens: int = 400_000) -> None:
