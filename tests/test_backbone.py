@@ -78,20 +78,16 @@ def test_heads_that_do_not_divide_are_refused(heads):
         gpt_neox(replace(PRESETS["tiny"], heads=heads))
 
 
+def small(model_type, layers, **changes):
+    """A family's configuration of few numbers."""
+    shape = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    return AutoConfig.for_model(model_type, **shape, pad_token_id=0, bos_token_id=1, eos_token_id=2, **changes)
+
+
 @pytest.mark.parametrize("model_type", list(backbone.FAMILIES))
 def test_parts_are_where_the_table_says(model_type):
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    config = small(model_type, 3)
     model = AutoModelForCausalLM.from_config(config)
     assert backbone.embedding(model) is model.get_input_embeddings()
     assert backbone.head(model) is model.get_output_embeddings()
@@ -115,18 +111,10 @@ def test_a_family_that_scales_embeddings_cannot_stand_on_a_substrate(substrate, 
 @torch.no_grad()
 def test_a_plain_family_is_embedding_blocks_norm_head_and_no_other_is(model_type):
     """What `Family.plain` and `Family.logits` say, against the model's own forward."""
-    config = AutoConfig.for_model(
+    config = small(
         model_type,
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
+        1,
         head_dim=16,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
         initializer_range=0.3,
         final_logit_softcapping=2.0,
         **({"embedding_multiplier": 3.0, "logits_scaling": 2.0} if model_type == "granite" else {}),
