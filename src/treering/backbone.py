@@ -197,6 +197,11 @@ def family(config: PreTrainedConfig) -> Family:
         ) from None
 
 
+def per_block(config: PreTrainedConfig) -> dict[str, list[Any]]:
+    """What the configuration says of each block, by the field's name; fields that say nothing are left out."""
+    return {name: list(values) for name in PER_BLOCK if (values := getattr(config, name, None))}
+
+
 def embedding(model: PreTrainedModel) -> nn.Embedding:
     """The token embedding, ``weight`` [vocab, d_model]."""
     return attrgetter(family(model.config).embedding)(model)

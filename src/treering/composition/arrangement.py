@@ -26,10 +26,13 @@ def arrange(grown: Tree, records: Sequence[Record], wholes: Mapping[str, Mapping
     """
     arranged: dict[str, Tensor] = {}
     for record in records:
-        place = grown.places[record["name"]]
-        for name, tensor in wholes[record["name"]].items():
-            if not _is_tied_alone(place, record, name):
-                arranged.setdefault(_stored_name(grown, place, record, name), tensor)
+        expert, config, place = record["name"], expert_config(record), grown.places[record["name"]]
+        own = backbone.family(config) if is_known(config) else None
+        # A head that is the expert's own embedding, which its family knows, is there once.
+        twice = f"{own.head}." if own and config.tie_word_embeddings and not (place.embedding or place.head) else None
+        for name, tensor in wholes[expert].items():
+            if not (twice and name.startswith(twice)):
+                arranged.setdefault(_stored_name(grown, place, expert, own, name), tensor)
     return arranged
 
 
@@ -56,9 +59,8 @@ def whole(grown: Tree, record: Record, tensors: Mapping[str, Tensor]) -> dict[st
     return found
 
 
-def _stored_name(grown: Tree, place: Place, record: Record, name: str) -> str:
-    """What a tensor of an expert is called in the composition."""
-    own = None if _is_alone(place) else backbone.family(expert_config(record))
+def _stored_name(grown: Tree, place: Place, expert: str, own: backbone.Family | None, name: str) -> str:
+    """What a tensor of an expert is called in the composition; ``own`` says where its family keeps what, if known."""
     parent, _, last = name.rpartition(".")
     if own and name.startswith(f"{own.blocks}."):
         number, _, rest = name.removeprefix(f"{own.blocks}.").partition(".")
@@ -72,14 +74,7 @@ def _stored_name(grown: Tree, place: Place, record: Record, name: str) -> str:
         return f"norms.{place.norm}.{last}"
     elif own and place.head and parent == own.head:
         return f"heads.{place.head}.{last}"
-    return f"experts.{record['name']}.{name}"
-
-
-def _is_tied_alone(place: Place, record: Record, name: str) -> bool:
-    """Whether a tensor is the head of an expert alone that is its own embedding, which its family knows."""
-    config = expert_config(record)
-    alone = config.tie_word_embeddings and is_known(config) and not (place.embedding or place.head)
-    return alone and name.startswith(f"{backbone.family(config).head}.")
+    return f"experts.{expert}.{name}"
 
 
 def in_base(blocks: str) -> str:

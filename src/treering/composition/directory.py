@@ -194,10 +194,10 @@ def list_experts(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     config = read_composition(directory)
     total = sum(record["weight"] for record in config.experts)
-    experts = []
+    experts, places = [], config.tree.places
     for record in config.experts:
         own, name = expert_config(record), record["name"]
-        alone = config.tree.places[name].own  # else all that it is made of belongs to others, too
+        alone = places[name].own  # else all that it is made of belongs to others, too
         parameters = layout.parameter_count(Path(directory) / layout.expert_file(name)) if alone else 0
         shape = {"family": own.model_type, "layers": own.num_hidden_layers, "width": own.hidden_size}
         size = {"share": record["weight"] / total, "parameters": parameters}
@@ -318,15 +318,12 @@ def _rearranged(
         TreeringError: what has to be divided or put together is not what was written.
     """
     stay = _staying(before, after)
-    missing = {part for part in fingerprints.parts(after) if part.file not in stay and part.kind != "fit"}
-    having = {part: fingerprints.having(after, part) for part in missing}
-    needed = {next((name for name in names if name in joining), names[0]) for names in having.values()}
-    wholes = dict(joining)
+    missing = [part for part in layout.parts(after) if part.file not in stay and part.kind != "fit"]
+    needed = {next((name for name in part.experts if name in joining), part.experts[0]) for part in missing}
+    wholes, stored_parts = dict(joining), layout.parts(before)
     for record in before.experts:
         if record["name"] in needed:
-            own = [
-                part.file for part in fingerprints.parts(before) if record["name"] in fingerprints.having(before, part)
-            ]
+            own = [part.file for part in stored_parts if record["name"] in part.experts]
             fingerprints.verify(before, directory, own)
             tensors = {name: t for file in own for name, t in fingerprints.shard(inside(directory, file)).items()}
             wholes[record["name"]] = whole(before.tree, record, tensors)
@@ -337,13 +334,9 @@ def _rearranged(
 
 def _staying(before: CompositionConfig, after: CompositionConfig) -> set[str]:
     """The shards that are the same before and after: named alike, and of experts that share as much as they did."""
-    shared = set(layout.shard_files(before)) & set(layout.shard_files(after))
-    alone = {
-        layout.expert_file(name)
-        for name, place in after.tree.places.items()
-        if name not in before.tree.places or place.alone != before.tree.places[name].alone
-    }
-    return shared - alone
+    old, new = before.tree.places, after.tree.places
+    changed = {layout.expert_file(name) for name in new if name not in old or new[name].alone != old[name].alone}
+    return set(layout.shard_files(before)) & set(layout.shard_files(after)) - changed
 
 
 def _foreign(directory: Path) -> Files:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,65 +18,10 @@ from treering import backbone
 from treering.composition.arrangement import in_base
 from treering.composition.bases import trunk_name
 from treering.composition.configuration import expert_config
-from treering.composition.layout import (
-    FUSION,
-    end_file,
-    expert_file,
-    fitted,
-    substrate_file,
-    trunk_file,
-)
+from treering.composition.layout import Part, parts
 from treering.composition.parts import block_name, matrix_name, norm_name
 from treering.errors import TreeringError
 from treering.reading import printable
-
-
-class Part(NamedTuple):
-    """A part of a composition: its shard, and how its tensors' names begin.
-
-    What several experts have is called by its name (``treering.composition.parts``), a trunk by its key, a substrate by
-    its fingerprint, what an expert has alone and a fit by theirs.
-    """
-
-    kind: str
-    name: str
-    file: str
-    prefix: str
-
-
-def parts(config: PreTrainedConfig) -> list[Part]:
-    """The parts of a composition: what is shared once, what each expert has alone, each fit that has tensors."""
-    grown, shared = config.tree, dict[Part, None]()
-    for record in config.experts:
-        place, path = grown.places[record["name"]], record.get("path") or {}
-        if key := place.embedding:
-            kind, name = ("substrate", record["substrate"]) if record["substrate"] else ("embedding", path["embedding"])
-            shared[Part(kind, name, substrate_file(key), f"substrates.{key}.")] = None
-        shared |= dict.fromkeys(Part("trunk", key, trunk_file(key), f"trunks.{key}.") for key in place.trunks)
-        for kind, key in (("norm", place.norm), ("head", place.head)):
-            if key:
-                shared[Part(kind, path[kind], end_file(kind, key), f"{kind}s.{key}.")] = None
-    own = [name for name, place in grown.places.items() if place.own]
-    return [
-        *shared,
-        *(Part("expert", name, expert_file(name), f"experts.{name}.") for name in own),
-        *(Part("fit", name, FUSION, f"fusion.{name}") for name in fitted(config.fusion)),
-    ]
-
-
-def having(config: PreTrainedConfig, part: Part) -> list[str]:
-    """The experts that have a part."""
-    if part.kind in ("expert", "fit"):
-        return [part.name] * (part.kind == "expert")
-    keys = {
-        name: (place.embedding, *place.trunks, place.norm, place.head) for name, place in config.tree.places.items()
-    }
-    return [name for name, own in keys.items() if part.prefix.split(".")[1] in own]
-
-
-def is_named_by_content(part: Part) -> bool:
-    """Whether the configuration knows a part by its very numbers, in the paths of the experts that have it."""
-    return part.kind in ("embedding", "trunk", "norm", "head")
 
 
 def recorded(config: PreTrainedConfig, part: Part) -> str | None:
@@ -87,8 +32,8 @@ def recorded(config: PreTrainedConfig, part: Part) -> str | None:
         return (config.fusion[part.name] or {}).get("fingerprint")
     if part.kind == "trunk":
         trunk = config.tree.trunks[part.name]
-        return trunk_name(_record(config, trunk.experts[0])["path"]["blocks"][trunk.first : trunk.last])
-    if is_named_by_content(part):
+        return trunk_name(_record(config, part.experts[0])["path"]["blocks"][trunk.first : trunk.last])
+    if part.is_named_by_content:
         return part.name
     return _record(config, part.name).get("fingerprint")
 
@@ -102,7 +47,7 @@ def digest(config: PreTrainedConfig, part: Part, tensors: Mapping[str, Tensor]) 
     if part.kind in ("embedding", "head"):
         return matrix_name(own)
     if part.kind == "norm":
-        return norm_name(expert_config(_record(config, having(config, part)[0])), own)
+        return norm_name(expert_config(_record(config, part.experts[0])), own)
     if part.kind == "trunk":
         return _trunk_digest(config, part, own)
     return digest_of(own)
@@ -121,7 +66,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 def _trunk_digest(config: PreTrainedConfig, part: Part, tensors: Mapping[str, Tensor]) -> str:
     """Of the names of a trunk's blocks."""
     trunk = config.tree.trunks[part.name]
-    model = expert_config(_record(config, trunk.experts[0]))
+    model = expert_config(_record(config, part.experts[0]))
     place = in_base(backbone.family(model).blocks)
     blocks: list[dict[str, Tensor]] = [{} for _ in range(trunk.last - trunk.first)]
     for name, tensor in tensors.items():
@@ -165,11 +110,10 @@ def record(config: PreTrainedConfig, directory: Path, new: Mapping[str, Mapping[
     """
     found: dict[Part, str] = {}
     for part in parts(config):
-        if part.file not in new and is_named_by_content(part):
+        if part.is_named_by_content:  # the configuration has its name already
             continue
         found[part] = digest(config, part, new.get(part.file) or shard(directory / part.file))
-        known = recorded(config, part)
-        if known and (part.file not in new or is_named_by_content(part)):
+        if part.file not in new and (known := recorded(config, part)):
             _require_same(part, known, found[part], directory)
     matrices = {
         part.name: _matrix(part, new.get(part.file) or shard(directory / part.file), sha)

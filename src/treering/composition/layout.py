@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,18 +68,56 @@ def fitted(fusion: Mapping[str, Any] | None) -> list[str]:
     return [name for name in fusion or {} if "hidden" in RULES[name].needs]
 
 
+class Part(NamedTuple):
+    """A part of a composition: its shard, how its tensors' names begin, and the experts that have it.
+
+    What several experts have is called by its name (``treering.composition.parts``), a trunk by its key, a substrate by
+    its fingerprint, what an expert has alone and a fit by theirs.
+    """
+
+    kind: Literal["substrate", "embedding", "trunk", "norm", "head", "expert", "fit"]
+    name: str
+    file: str
+    prefix: str
+    experts: tuple[str, ...]
+
+    @property
+    def is_named_by_content(self) -> bool:
+        """Whether the configuration knows it by its very numbers, in the paths of the experts that have it."""
+        return self.kind in ("embedding", "trunk", "norm", "head")
+
+
+def parts(config: PreTrainedConfig) -> list[Part]:
+    """The parts of a composition: what is shared once, what each expert has alone, each fit that has tensors."""
+    grown, shared = config.tree, dict[str, Part]()
+
+    def share(kind: Any, name: str, file: str, prefix: str, expert: str) -> None:
+        before = shared[file].experts if file in shared else ()
+        shared[file] = Part(kind, name, file, prefix, (*before, expert))
+
+    for record in config.experts:
+        name, place, path = record["name"], grown.places[record["name"]], record.get("path") or {}
+        if key := place.embedding:
+            kind, called = (
+                ("substrate", record["substrate"]) if record["substrate"] else ("embedding", path["embedding"])
+            )
+            share(kind, called, substrate_file(key), f"substrates.{key}.", name)
+        for key in place.trunks:
+            share("trunk", key, trunk_file(key), f"trunks.{key}.", name)
+        for kind, key in (("norm", place.norm), ("head", place.head)):
+            if key:
+                share(kind, path[kind], end_file(kind, key), f"{kind}s.{key}.", name)
+    own = [name for name, place in grown.places.items() if place.own]
+    return [
+        *shared.values(),
+        *(Part("expert", name, expert_file(name), f"experts.{name}.", (name,)) for name in own),
+        *(Part("fit", name, FUSION, f"fusion.{name}", ()) for name in fitted(config.fusion)),
+    ]
+
+
 def shard_files(config: PreTrainedConfig) -> list[str]:
     """The files of a composition's tensors, in order: what is shared, what each expert has alone, what was fitted."""
-    grown = config.tree
-    places = grown.places.values()
-    shared = [
-        *(substrate_file(place.embedding) for place in places if place.embedding),
-        *map(trunk_file, grown.trunks),
-        *(end_file("norm", place.norm) for place in places if place.norm),
-        *(end_file("head", place.head) for place in places if place.head),
-    ]
-    own = [expert_file(name) for name, place in grown.places.items() if place.own]
-    return [*dict.fromkeys(shared), *own, *([FUSION] if fitted(config.fusion) else [])]
+    return list(dict.fromkeys(part.file for part in parts(config)))
 
 
 def shards(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

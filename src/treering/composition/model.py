@@ -429,10 +429,10 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         """
         tensors = stored(self, state)
         wholes = {record["name"]: whole(self.tree, record, tensors) for record in self.config.experts}
-        records = []
+        records, digest = [], lru_cache(None)(parts.digest)  # a trunk's tensors are those of many experts
         for record in self.config.experts:
             own = wholes[record["name"]]
-            path = parts.path(expert_config(record), own) if record.get("path") else None
+            path = parts.path(expert_config(record), own, digest) if record.get("path") else None
             described = record["config"] | {"dtype": precision(own)}
             records.append(record | {"path": path, "config": described})
         config = copy.deepcopy(self.config)

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -68,43 +68,57 @@ def split(config: PreTrainedConfig, tensors: Tensors) -> Parts | None:
     return found if whole else None
 
 
-def path(config: PreTrainedConfig, tensors: Tensors) -> dict[str, Any] | None:
+def digest(tensor: Tensor) -> str:
+    """SHA-256 (hex) of a tensor; its numbers count as the float32 that they are, however they are kept."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    sha = hashlib.sha256(json.dumps([str(tensor.dtype), list(tensor.shape)]).encode() + b"\n")
+    sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def path(config: PreTrainedConfig, tensors: Tensors, digest: Callable[[Tensor], str] = digest) -> dict[str, Any] | None:
     """The names of an expert's parts: ``embedding``, ``blocks``, ``norm`` and ``head``; None where it has others.
 
     An embedding and a head of the same numbers have the same name.
+
+    Args:
+        digest: `digest`, or one that remembers the tensors that it has seen.
     """
     found = split(config, tensors)
     if found is None:
         return None
     return {
-        "embedding": matrix_name(found.embedding),
-        "blocks": [block_name(config, number, block) for number, block in enumerate(found.blocks)],
-        "norm": norm_name(config, found.norm),
-        "head": matrix_name(found.head),
+        "embedding": matrix_name(found.embedding, digest),
+        "blocks": [block_name(config, number, block, digest) for number, block in enumerate(found.blocks)],
+        "norm": norm_name(config, found.norm, digest),
+        "head": matrix_name(found.head, digest),
     }
 
 
-def matrix_name(tensors: Tensors) -> str:
+def matrix_name(tensors: Tensors, digest: Callable[[Tensor], str] = digest) -> str:
     """The name of an embedding or a head, which is a matrix and nothing else."""
-    return _name({}, tensors)
+    return _name({}, tensors, digest)
 
 
-def norm_name(config: PreTrainedConfig, tensors: Tensors) -> str:
+def norm_name(config: PreTrainedConfig, tensors: Tensors, digest: Callable[[Tensor], str] = digest) -> str:
     """The name of a final norm."""
-    return _name(_of_block(config, None), tensors)
+    return _name(_of_block(config, None), tensors, digest)
 
 
-def block_name(config: PreTrainedConfig, number: int, tensors: Tensors) -> str:
+def block_name(
+    config: PreTrainedConfig, number: int, tensors: Tensors, digest: Callable[[Tensor], str] = digest
+) -> str:
     """The name of block ``number`` (from 0) of a model with that configuration."""
-    return _name(_of_block(config, number), tensors)
+    return _name(_of_block(config, number), tensors, digest)
 
 
 def part_of_stack(config: PreTrainedConfig, first: int, last: int) -> PreTrainedConfig:
     """The configuration of a model that is blocks ``first`` to ``last`` (exclusive) of one with this configuration."""
     part = copy.deepcopy(config)
-    for name in backbone.PER_BLOCK:
-        if values := getattr(config, name, None):
-            setattr(part, name, list(values[first:last]))
+    for name, values in backbone.per_block(config).items():
+        setattr(part, name, values[first:last])
     part.num_hidden_layers = last - first
     return part
 
@@ -114,18 +128,12 @@ def _of_block(config: PreTrainedConfig, number: int | None) -> dict[str, Any]:
     told = {name: value for name, value in config.to_diff_dict().items() if not _NOT_A_BLOCKS.fullmatch(name)}
     for name in backbone.PER_BLOCK:
         told.pop(name, None)
-        if number is not None and (values := getattr(config, name, None)):
-            told[name] = values[number]
+    if number is not None:
+        told |= {name: values[number] for name, values in backbone.per_block(config).items()}
     return told
 
 
-def _name(configuration: Mapping[str, Any], tensors: Tensors) -> str:
-    """SHA-256 (hex) of a part; numbers count as the float32 that they are, so not by the precision they are kept in."""
-    sha = hashlib.sha256(json.dumps(configuration, sort_keys=True, default=str).encode() + b"\n")
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
-        if tensor.dtype in (torch.bfloat16, torch.float16):
-            tensor = tensor.float()
-        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode() + b"\n")
-        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
+def _name(configuration: Mapping[str, Any], tensors: Tensors, digest: Callable[[Tensor], str]) -> str:
+    """SHA-256 (hex) of a part."""
+    told = [configuration, {name: digest(tensor) for name, tensor in tensors.items()}]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()

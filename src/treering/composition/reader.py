@@ -102,7 +102,9 @@ class Stem:
     Attributes:
         model: a base model of the family, without embedding and final norm.
         cache: its part of the common cache; None if there is none.
-        states: what it made of the whole text, if somebody above may be behind; else of what this call made it read.
+        kept: what it made of the whole text, where somebody above may be behind; else None.
+        read: how many tokens it has read.
+        states: where nothing is kept, what it made of those that it read in this call.
     """
 
     below: Below

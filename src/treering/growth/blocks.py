@@ -37,7 +37,7 @@ def deepen(model: PreTrainedModel, new: Sequence[int], start: Start = "random", 
     """
     old, config = list(backbone.blocks(model)), model.config
     depth, copied = len(old) + len(new), sources(new, len(old), start)
-    lists = {name: kinds(values, new, start) for name, values in _per_block(config).items()}
+    lists = {name: kinds(values, new, start) for name, values in backbone.per_block(config).items()}
     descending = sorted(new, reverse=True)
     made = fresh_model(config, len(new), {name: [v[block - 1] for block in descending] for name, v in lists.items()})
     fresh, left = list(backbone.blocks(made)), iter(old)
@@ -104,11 +104,6 @@ def require_one_kind(leaders: Mapping[int, int], kinds: Sequence[str]) -> None:
             )
 
 
-def _per_block(config: PreTrainedConfig) -> dict[str, list[Any]]:
-    """What the configuration says of each block, by the field's name; fields that say nothing are left out."""
-    return {name: list(values) for name in backbone.PER_BLOCK if (values := getattr(config, name, None))}
-
-
 def fresh_model(
     config: PreTrainedConfig, count: int, per_block: Mapping[str, Sequence[Any]] | None = None
 ) -> PreTrainedModel:
@@ -119,7 +114,7 @@ def fresh_model(
     """
     small = copy.deepcopy(config)
     small.num_hidden_layers, small.vocab_size, small.pad_token_id = count, 1, None
-    for name, values in _per_block(config).items():
+    for name, values in backbone.per_block(config).items():
         setattr(small, name, list(per_block[name]) if per_block else values[:1] * count)
     return AutoModelForCausalLM.from_config(small)
 
