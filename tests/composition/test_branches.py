@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig
 from transformers import MistralForCausalLM as Mistral
 
 from treering import tokenizer as tokenizers
 from treering.backbone import blocks
 from treering.composition import (
+    ComposedModel,
     add_expert,
     compose,
     compose_directories,
@@ -97,6 +99,19 @@ def test_what_is_shared_is_there_once(experts):
     matrix, norm = VOCABULARY * 32, 32
     assert count == (3 + 2 + 1 + 1 + 2 + 1) * block + 2 * matrix + 6 * norm
     assert model.config.num_hidden_layers == 10
+
+
+def test_to_build_it_makes_no_matrix_that_is_shared_twice(experts):
+    """Loading counts what is made, and takes a composition that makes more than its files hold for damaged."""
+    composed, made = compose(experts), {}
+    hook = register_module_parameter_registration_hook(lambda _, __, p: made.update({id(p): p}))
+    try:
+        with torch.device("meta"):
+            ComposedModel(composed.config)
+    finally:
+        hook.remove()
+    numbers = sum(p.numel() for p in made.values() if p is not None)
+    assert numbers < sum(p.numel() for p in composed.parameters()) + VOCABULARY * 32
 
 
 @pytest.mark.parametrize("spec", RULES)

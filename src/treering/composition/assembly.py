@@ -29,26 +29,23 @@ def assemble(owner: Any, records: Sequence[Record], grown: Tree, asked: Mapping[
     for trunk in grown.trunks.values():
         owner.trunks[trunk.key] = _trunk(configs[trunk.experts[0]], trunk.first, trunk.last, asked)
     ties: dict[str, str] = {}
-    tied_heads: dict[str, nn.Linear] = {}
+    heads: dict[str, nn.Linear] = {}  # of those who have one in common
     for name, config in configs.items():
-        place = grown.places[name]
-        first, last = place.first, config.num_hidden_layers
+        place, first, last = grown.places[name], grown.places[name].first, config.num_hidden_layers
         expert = _upper(config, first, last, asked) if place.embedding else _whole(config, asked)
         owner.experts[name] = expert
-        if place.embedding:
-            if place.embedding not in owner.substrates:
-                owner.substrates[place.embedding] = nn.Embedding(config.vocab_size, config.hidden_size)
+        if place.embedding and place.embedding not in owner.substrates:
+            owner.substrates[place.embedding] = nn.Embedding(config.vocab_size, config.hidden_size)
+        if place.embedding and not (place.tied or place.head):
             expert.set_output_embeddings(_head(config))
-        if place.embedding and place.tied:
-            head = tied_heads.setdefault(place.embedding, _head(config))
-            head.weight = owner.substrates[place.embedding].weight
-            expert.set_output_embeddings(head)
-            ties[f"experts.{name}.{backbone.family(config).head}.weight"] = f"substrates.{place.embedding}.weight"
-        if place.head:
-            if place.head not in owner.heads:
-                owner.heads[place.head] = _head(config)
-            expert.set_output_embeddings(owner.heads[place.head])
-            ties[f"experts.{name}.{backbone.family(config).head}.weight"] = f"heads.{place.head}.weight"
+        if place.head and place.head not in owner.heads:
+            owner.heads[place.head] = heads[place.head] = _head(config)
+        if place.embedding and place.tied and place.embedding not in heads:
+            heads[place.embedding] = _head(config, owner.substrates[place.embedding].weight)
+        if common := place.embedding if place.tied else place.head:
+            expert.set_output_embeddings(heads[common])
+            whose = "substrates" if place.tied else "heads"
+            ties[f"experts.{name}.{backbone.family(config).head}.weight"] = f"{whose}.{common}.weight"
         if place.norm:
             if place.norm not in owner.norms:
                 owner.norms[place.norm] = backbone.final_norm(expert)
@@ -83,5 +80,10 @@ def _trunk(config: PreTrainedConfig, first: int, last: int, asked: Mapping[str, 
     return model.base_model
 
 
-def _head(config: PreTrainedConfig) -> nn.Linear:
-    return nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+def _head(config: PreTrainedConfig, matrix: nn.Parameter | None = None) -> nn.Linear:
+    """An output head; of an embedding's ``matrix``, if that is given."""
+    if matrix is None:
+        return nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+    head = nn.Linear(1, 1, bias=False)
+    head.in_features, head.out_features, head.weight = config.hidden_size, config.vocab_size, matrix
+    return head
