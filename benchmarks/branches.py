@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import multiprocessing
 import statistics
 import tempfile
@@ -31,7 +32,11 @@ from treering import backbone
 from treering import tokenizer as tokenizers
 from treering.composition import ComposedModel, compose, compose_directories, load_model
 from treering.composition.reader import said
+from treering.corpus import read_documents
 from treering.growth.blocks import deepen
+
+LOUD = 30.0
+"""By which the random blocks drown what the base knows, so that evidence decides against them at once."""
 
 
 def grown(base: PreTrainedModel, branches: int, blocks: int, own_head: bool) -> dict[str, PreTrainedModel]:
@@ -42,6 +47,10 @@ def grown(base: PreTrainedModel, branches: int, blocks: int, own_head: bool) -> 
         torch.manual_seed(n)
         branch = copy.deepcopy(base)
         deepen(branch, range(depth + 1, depth + blocks + 1), "random", residual_init=False)
+        with torch.no_grad():
+            for block in backbone.blocks(branch)[depth:]:
+                for output in backbone.residual_outputs(block):
+                    output.weight.mul_(LOUD)
         if own_head:
             branch.config.tie_word_embeddings = False
             head = nn.Linear(*reversed(backbone.head(base).weight.shape), bias=False)
@@ -56,9 +65,9 @@ def time(base: Path, console: Console, options: argparse.Namespace) -> None:
     """Median milliseconds of one decoding step after 64 tokens, and of reading 512, each way in turn."""
     experts = grown(load_model(base), options.branches, options.blocks, options.head == "own")
     joined = compose(experts, "evidence")
-    vocabulary = joined.config.vocab_size
-    prompt = torch.randint(vocabulary, (1, 64), generator=torch.Generator().manual_seed(0))
-    page = torch.randint(vocabulary, (1, 512), generator=torch.Generator().manual_seed(1))
+    texts = (document.text for document in read_documents("embedded:en"))
+    words = tokenizers.load(base)("\n".join(itertools.islice(texts, 20)))["input_ids"]
+    prompt, page = torch.tensor([words[:64]]), torch.tensor([words[64 : 64 + 512]])
     ways = _ways(joined, experts["base"], prompt, page)
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(options.rounds + 1):
