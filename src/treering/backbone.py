@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field, ValidationError
@@ -356,19 +356,45 @@ class Standing(Schema):
     tokenizer: Sha256
 
 
+class GrownOn(Schema):
+    """What a branch was grown on: what its makers call that model, and how many of its blocks the branch left alone."""
+
+    model_config = ConfigDict(strict=True)
+
+    base: Annotated[str, Field(max_length=1_000)]
+    blocks: Annotated[int, Field(ge=1, le=10_000)]
+
+
+def grown_on(config: PreTrainedConfig) -> GrownOn | None:
+    """What a configuration says that its model was grown on; None of a model that is no branch.
+
+    Raises:
+        TreeringError: what it says is damaged.
+    """
+    return _noted(config, "treering_trunk", GrownOn, "trunk")
+
+
 def standing(config: PreTrainedConfig) -> Standing | None:
     """The substrate that a configuration names, or None for a model that Treering did not dock.
 
     Raises:
         TreeringError: what it says of the substrate is damaged.
     """
-    record = getattr(config, "treering", None)
+    return _noted(config, "treering", Standing, "substrate")
+
+
+Note = TypeVar("Note", Standing, GrownOn)
+
+
+def _noted(config: PreTrainedConfig, field: str, schema: type[Note], what: str) -> Note | None:
+    """What Treering wrote into a field of a model's configuration, if it did."""
+    record = getattr(config, field, None)
     if record is None:
         return None
     try:
-        return Standing.model_validate(record)
+        return schema.model_validate(record)
     except ValidationError as error:
         fields = ", ".join(sorted({".".join(printable(str(part)) for part in e["loc"]) for e in error.errors()}))
         raise TreeringError(
-            f"What the model's config.json says of its substrate is damaged (treering: {fields}). Copy the model again."
+            f"What the model's config.json says of its {what} is damaged ({field}: {fields}). Copy the model again."
         ) from None

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -55,8 +56,13 @@ def run(*arguments):
 
 
 def refused(monkeypatch, capsys, *arguments):
-    """What the command says on standard error when it ends with exit code 2."""
-    monkeypatch.setattr(sys, "argv", ["treering", "grow", *map(str, arguments)])
+    """What ``treering grow`` says on standard error when it ends with exit code 2."""
+    return told(monkeypatch, capsys, "grow", *arguments)
+
+
+def told(monkeypatch, capsys, *arguments):
+    """What a command says on standard error when it ends with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["treering", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
@@ -118,6 +124,40 @@ def test_a_branch_grows_without_a_recipe(folder, monkeypatch):
     settings = json.loads((folder / "out" / "training.json").read_text())["settings"]
     assert {name: settings[name] for name in recipes.BRANCH_TRAINING} == recipes.BRANCH_TRAINING
     tokenizers.load(folder / "out")
+
+
+def test_branches_join_their_base_and_no_other(folder, monkeypatch, capsys):
+    """Grown and joined by the command line: the trunk is stored once, and a base with one bit changed is refused."""
+    for name, new in (("ru", 2), ("zh", 1)):
+        plan = {"way": "branch", "blocks": new}
+        run(write(folder, substrate=None, model=str(folder / "llama"), plan=plan, output=str(folder / name)))
+        noted = json.loads((folder / name / "config.json").read_text())["treering_trunk"]
+        assert noted == {"base": "llama", "blocks": 2}
+    experts = [f"{name}={folder / place}" for name, place in (("base", "llama"), ("ru", "ru"), ("zh", "zh"))]
+    joined = CliRunner().invoke(app, ["compose", *experts, "-o", str(folder / "joined")])
+    assert joined.exit_code == 0, joined.output
+    assert len(list((folder / "joined").glob("trunk-*.safetensors"))) == 1
+    alone = sum(path.stat().st_size for path in folder.glob("ru/model.safetensors"))
+    assert sum(path.stat().st_size for path in (folder / "joined").glob("*.safetensors")) < 2 * alone
+
+    changed = load_file(folder / "llama" / "model.safetensors")
+    changed["model.layers.1.mlp.up_proj.weight"].view(torch.int32)[0, 0] ^= 1
+    save_file(changed, folder / "llama" / "model.safetensors", metadata={"format": "pt"})
+    said = told(monkeypatch, capsys, "compose", *experts, "-o", folder / "other")
+    assert "do not stand on one trunk; the first difference is in block 2 of 2" in said and "grown on llama" in said
+    assert not (folder / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "noted", [3, {"base": "llama"}, {"base": "llama", "blocks": "2"}, {"base": 1, "blocks": 10**9}]
+)
+def test_a_damaged_note_of_the_trunk_is_one_message(folder, monkeypatch, capsys, noted):
+    place = folder / "llama" / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"treering_trunk": noted}))
+    said = told(
+        monkeypatch, capsys, "compose", f"a={folder / 'llama'}", f"b={folder / 'llama'}", "-o", folder / "other"
+    )
+    assert "says of its trunk is damaged (treering_trunk" in said
 
 
 def test_the_commented_recipe_is_what_a_branch_does_without_one():

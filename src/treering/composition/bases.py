@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from treering import backbone
 from treering.composition.configuration import expert_config
 from treering.errors import TreeringError
+from treering.reading import printable
 
 Record = Mapping[str, Any]
 
@@ -34,8 +36,8 @@ def require_one_base(records: Sequence[Record]) -> None:
 
 def _grown_on(record: Record) -> int:
     """The blocks of the model that a branch was grown on; 0 for what is no branch."""
-    trunk = record["config"].get("treering_trunk") or {}
-    return trunk.get("blocks", 0)
+    trunk = backbone.grown_on(expert_config(record))
+    return trunk.blocks if trunk else 0
 
 
 def _are_akin(one: Record, other: Record) -> bool:
@@ -70,5 +72,5 @@ def _require_same_trunk(one: Record, other: Record, blocks: int) -> None:
 
 
 def _origin(record: Record) -> str:
-    base = (record["config"].get("treering_trunk") or {}).get("base")
-    return f" (grown on {base})" if base else ""
+    trunk = backbone.grown_on(expert_config(record))
+    return f" (grown on {printable(trunk.base)})" if trunk else ""

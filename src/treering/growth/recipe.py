@@ -15,12 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from treering import corpus as corpora
 from treering import substrate as substrates
-from treering.backbone import blocks, dock, gpt_neox
+from treering.backbone import GrownOn, blocks, dock, gpt_neox
 from treering.composition import load_model
 from treering.evaluation import abilities, held_out_texts
 from treering.growth import plans
 from treering.growth.growing import grow
-from treering.growth.plan import Head, Plan
+from treering.growth.plan import Head, Plan, steps
 from treering.growth.prefix import Prefix
 from treering.growth.stages import GrowthResult
 from treering.recipe import TAG, Schema
@@ -246,9 +246,25 @@ def begin(recipe: GrowthRecipe) -> Beginning:
     else:
         assert recipe.model
         model = load_model(recipe.model, dtype=torch.float32)  # what trains in less learns little
+        note_trunk(model, recipe)
         origin["model"] = recipe.model
         origin["weights"] = weights_digest(model)  # a directory may hold another model by the time a run goes on
     return Beginning(model, tokenizer, corpus, origin | {"backbone": model.config.to_dict()})
+
+
+def note_trunk(model: PreTrainedModel, recipe: GrowthRecipe) -> None:
+    """Write into a model's configuration how much of it no stage of the recipe trains: what its branches share.
+
+    Raises:
+        TreeringError: the plan does not fit the model.
+    """
+    assert recipe.model
+    depth = len(blocks(model))
+    below = min(step.below for step in steps(as_plan(recipe.plan, depth), depth))
+    model.config.treering_trunk = None  # of a branch that grows further, what it stood on itself is in that
+    if shared := min(below, depth):
+        name = Path(recipe.model).resolve().name if Path(recipe.model).exists() else recipe.model
+        model.config.treering_trunk = GrownOn(base=name, blocks=shared).model_dump()
 
 
 def measured(asked: bool | int | None, model: PreTrainedModel) -> int | None:
