@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from treering.composition import compose
 from treering.errors import TreeringError
 from treering.evaluation import generate
 
@@ -32,3 +33,14 @@ def test_text_longer_than_the_context_is_an_error_with_numbers(expert, tokenizer
 def test_beams_with_sampling_are_refused(expert, tokenizer):
     with pytest.raises(TreeringError, match="does not sample"):
         generate(expert(5), tokenizer, "x", 5, beams=2)
+
+
+def test_a_drawn_answer_is_one_experts_and_only_plain_sampling(expert, tokenizer):
+    joined = compose({"a": expert(1), "b": expert(2)}, "evidence")
+    sampled = [generate(joined, tokenizer, "To open", 20, seed=seed, drawn=True) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    for wrong in ({"temperature": 0.8}, {"top_p": 0.9}, {"temperature": 0, "beams": 2}):
+        with pytest.raises(TreeringError, match="at temperature 1 from all tokens"):
+            generate(joined, tokenizer, "To open", 5, drawn=True, **wrong)
+    with pytest.raises(TreeringError, match="single model"):
+        generate(expert(1), tokenizer, "To open", 5, drawn=True)

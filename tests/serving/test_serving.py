@@ -14,11 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
+import torch
 
 from treering import tokenizer as tokenizers
 from treering.cli import main
-from treering.composition import load_model
+from treering.composition import draw, load_model
 from treering.errors import TreeringError
+from treering.evaluation import generate, prompt_ids
 from treering.serving import server
 from treering.serving.answers import Served
 
@@ -302,3 +304,23 @@ def test_command_errors(directory, monkeypatch, capsys):
     assert "no directory" in run(str(directory / "nothing"), "--port", "0")
     monkeypatch.setattr(server, "is_serve_available", lambda: False)
     assert "pip install 'treering[serve]'" in run(str(directory))
+
+
+def test_plain_sampling_is_answered_by_one_drawn_expert_where_that_was_asked_for(directory, tokenizer, serving):
+    model = load_model(directory, rule="evidence")
+    with serving(Served("joined", model, tokenizer, drawn=True)) as client:
+        asked = {"model": "joined", "prompt": PROMPT, "max_tokens": 12, "seed": 7}
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            prompt = prompt_ids(model, tokenizer, PROMPT, 12)
+            ids = draw(model, torch.tensor([prompt]), 12)[0, len(prompt) :]
+        expected = tokenizer.decode(ids, skip_special_tokens=True)
+        assert client.completions.create(**asked).choices[0].text == expected
+        assert joined_text(client.completions.create(**asked, stream=True)) == expected
+        greedy = generate(model, tokenizer, PROMPT, 12, temperature=0)
+        assert client.completions.create(**asked, temperature=0).choices[0].text == greedy
+        stop = expected[4:8]
+        stopped = client.completions.create(**asked, stop=stop).choices[0]
+        assert (stopped.text, stopped.finish_reason) == (expected.partition(stop)[0], "stop")
+    with pytest.raises(TreeringError, match="not by top_k"):
+        Served("joined", load_model(directory, rule="top_k"), tokenizer, drawn=True)

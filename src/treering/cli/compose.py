@@ -253,27 +253,36 @@ def generate(
     model: Annotated[str, typer.Argument(metavar="DIR", help="an expert, a composition, or a hub name")],
     text: Annotated[str, typer.Argument(help="what to go on from; may be empty")],
     tokens: Annotated[int, typer.Option(min=1, help="how many tokens at most")] = 100,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="sample from the likeliest tokens of this mass")] = 0.95,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 takes the likeliest token each time; 0.8 if not given")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="of the likeliest tokens that are sampled; 0.95 if not given"),
+    ] = None,
     beams: Annotated[int, typer.Option(min=1, help="beam search, with temperature 0")] = 1,
     seed: Annotated[int | None, typer.Option(help="for the same text again")] = None,
     rule: Annotated[str | None, typer.Option(help="join a composition's experts by another rule this time")] = None,
+    draw: Annotated[
+        bool, typer.Option("--draw", help="draw one expert for the answer: an exact sample of evidence at one's cost")
+    ] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
     """Let a model go on from a text."""
     from treering.cli.console import progress, shown, streamer
     from treering.composition import load_model, running
     from treering.evaluation import generate as generate_text
-    from treering.evaluation import prompt_ids
+    from treering.evaluation import prompt_ids, require_one_way
     from treering.tokenizer import load
 
     progress()
     tokenizer = load(model, trust_remote_code)
     loaded = load_model(model, rule=rule, trust_remote_code=trust_remote_code)
     with running(model):
+        require_one_way(loaded, temperature, top_p, beams, draw)
         prompt_ids(loaded, tokenizer, text, tokens)  # what cannot work is said before anything is printed
         stream = streamer(tokenizer) if beams == 1 else None
         print(text, end="", flush=True)
-        written = generate_text(loaded, tokenizer, text, tokens, temperature, top_p, beams, seed, streamer=stream)
+        written = generate_text(loaded, tokenizer, text, tokens, temperature, top_p, beams, seed, stream, draw)
     if stream is None:
         print(shown(written))

@@ -22,6 +22,10 @@ def serve(
     max_body: Annotated[int, typer.Option("--max-body-mb", min=1, help="largest request, in MiB")] = 4,
     timeout: Annotated[int, typer.Option(min=1, help="seconds after which an answer is broken off")] = 600,
     parallel: Annotated[int, typer.Option(min=1, help="texts that are written at once, taking turns")] = 4,
+    rule: Annotated[str | None, typer.Option(help="join a composition's experts by another rule")] = None,
+    draw: Annotated[
+        bool, typer.Option("--draw", help="answer plain sampling (temperature 1, top_p 1) by one drawn expert")
+    ] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
     """Answer OpenAI's clients with a model: completions, and chat if its tokenizer has a chat template."""
@@ -30,4 +34,4 @@ def serve(
     from treering.serving.limits import MIB, Limits
 
     limits = Limits(body=max_body * MIB, request_seconds=timeout, parallel=parallel)
-    run(model, host, port, progress(), api_key, limits, trust_remote_code)
+    run(model, host, port, progress(), api_key, limits, trust_remote_code, rule, draw)

@@ -10,6 +10,7 @@ from treering.composition.directory import (
     reweight,
     set_rule,
 )
+from treering.composition.drawing import draw, require_drawable
 from treering.composition.fitting import Fit, fit
 from treering.composition.joining import DEFAULT_RULE, compose, require_fitted
 from treering.composition.loading import load_model, running
@@ -28,12 +29,14 @@ __all__ = [
     "add_expert",
     "compose",
     "compose_directories",
+    "draw",
     "fit",
     "fit_directory",
     "list_experts",
     "load_model",
     "register",
     "remove_expert",
+    "require_drawable",
     "require_fitted",
     "reweight",
     "rule",

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 from transformers.generation.streamers import BaseStreamer
 
+from treering.composition import draw, require_drawable
 from treering.errors import TreeringError
 from treering.tokenizer import encode, separator
 
@@ -28,34 +29,60 @@ def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text:
     return prompt
 
 
+def require_one_way(
+    model: PreTrainedModel, temperature: float | None, top_p: float | None, beams: int, drawn: bool
+) -> None:
+    """Refuse ways to write that do not go together.
+
+    Raises:
+        TreeringError: beams and sampling, or a drawn answer of a model or with settings for which it is no sample.
+    """
+    if drawn:
+        require_drawable(model)
+        if beams > 1 or temperature not in (None, 1) or top_p not in (None, 1):
+            raise TreeringError(
+                "An expert that is drawn for a whole answer is a sample of the composition at temperature 1 from all "
+                "tokens: leave out --temperature, --top-p and --beams with --draw."
+            )
+    elif beams > 1 and temperature != 0:
+        raise TreeringError("Beam search does not sample: give --temperature 0 with --beams.")
+
+
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     text: str,
     tokens: int = 100,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
+    temperature: float | None = None,
+    top_p: float | None = None,
     beams: int = 1,
     seed: int | None = None,
     streamer: BaseStreamer | None = None,
+    drawn: bool = False,
 ) -> str:
     """What the model writes after ``text``, read as the beginning of a document.
 
     Args:
         tokens: how many to write at most; a document may end sooner.
-        temperature: of the sampling; 0 takes the likeliest token each time, or searches with ``beams``.
+        temperature: of the sampling, 0.8 if not given; 0 takes the likeliest token each time, or searches with
+            ``beams``.
+        top_p: of the sampling, 0.95 if not given.
+        drawn: draw an expert for the whole answer, see ``treering.composition.draw``; with temperature and top-p 1.
 
     Raises:
-        TreeringError: the text does not fit (see `prompt_ids`), or beams and sampling are asked for together.
+        TreeringError: the text does not fit (see `prompt_ids`), or what is asked for does not go together (see
+            `require_one_way`).
     """
     prompt = prompt_ids(model, tokenizer, text, tokens)
-    if beams > 1 and temperature > 0:
-        raise TreeringError("Beam search does not sample: give --temperature 0 with --beams.")
+    require_one_way(model, temperature, top_p, beams, drawn)
+    temperature, top_p = 0.8 if temperature is None else temperature, 0.95 if top_p is None else top_p
     if seed is not None:
         set_seed(seed)
     sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
     input_ids = torch.tensor([prompt], device=model.device)
+    if drawn:
+        return _text(tokenizer, draw(model, input_ids, tokens, streamer)[0, len(prompt) :])
     generation: Any = model
     output = generation.generate(
         input_ids,
@@ -67,4 +94,8 @@ def generate(
         streamer=streamer,
         **sampling,
     )
-    return str(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
+    return _text(tokenizer, output[0, len(prompt) :])
+
+
+def _text(tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))

@@ -14,6 +14,7 @@ import logging
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -26,6 +27,7 @@ from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.utils import _StreamError
 
+from treering.composition import draw, require_drawable
 from treering.serving.errors import FINAL, ApiError
 from treering.serving.limits import Limits
 from treering.serving.reading import Asked, Reader
@@ -44,10 +46,19 @@ _NO_FAMILY = SimpleNamespace(config=SimpleNamespace(model_type=None))
 
 
 class Served:
-    """The one model of a server, who reads for it, and the threads that write with it. Use as a context."""
+    """The one model of a server, who reads for it, and the threads that write with it. Use as a context.
+
+    Attributes:
+        alone: a composition's expert by its name, where answers are drawn; else None.
+    """
 
     def __init__(
-        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, limits: Limits | None = None
+        self,
+        name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        limits: Limits | None = None,
+        drawn: bool = False,
     ) -> None:
         self.name = name
         self.model = model
@@ -56,6 +67,7 @@ class Served:
         self.reader = Reader(name, model, tokenizer)
         self.writers = ThreadPoolExecutor(self.limits.parallel, "writer")
         self.turns = Turns()
+        self.alone = cache(require_drawable(model).expert) if drawn else None
         self.stopping = threading.Event()
 
     def __enter__(self) -> Served:
@@ -225,7 +237,11 @@ class Generation:
             with self._served.turns:
                 # Here, not where the request came in: the numbers are drawn from a generator that all threads share.
                 torch.seed() if self._asked.seed is None else torch.manual_seed(self._asked.seed)
-                generate(**inputs, generation_config=config, streamer=self._written)
+                if self._served.alone and self._asked.is_plain_sampling:
+                    tokens: Any = config.max_new_tokens
+                    draw(self._served.model, inputs["input_ids"], tokens, self._written, self._served.alone)
+                else:
+                    generate(**inputs, generation_config=config, streamer=self._written)
             ends = config.eos_token_id
             ended = self._written.ids[-1] in (ends if isinstance(ends, list) else [ends])
         except Stopped:

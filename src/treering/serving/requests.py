@@ -61,6 +61,11 @@ class Parameters(_Object):
     n: Literal[1] = 1
     presence_penalty: float = Field(0.0, ge=0, le=0)
 
+    @property
+    def is_plain_sampling(self) -> bool:
+        """Whether the text is to be a sample of just what the model says."""
+        return self.temperature == self.top_p == 1 and not self.frequency_penalty and not self.logit_bias
+
     @field_validator("stop", mode="before")
     @classmethod
     def _one_stop(cls, value: Any) -> Any:

@@ -39,16 +39,22 @@ def serve(
     api_key: str | None = None,
     limits: Limits | None = None,
     trust_remote_code: bool = False,
+    rule: str | None = None,
+    drawn: bool = False,
 ) -> None:
     """Serve an expert or a composition, from a directory or the hub, until Ctrl-C.
 
     Args:
         api_key: what clients have to know; without one, only the machine itself is listened to.
         limits: how much clients may take; by default that of `treering.serving.limits.Limits`.
+        rule: join a composition's experts by another rule than its own.
+        drawn: answer by one expert, drawn for the whole answer, whoever asks for plain sampling (temperature and top-p
+            1, no bias, no penalty): the same distribution at less cost, see ``treering.composition.draw``. Other
+            requests are answered by all experts.
 
     Raises:
         TreeringError: optional packages are missing, the address cannot be listened on, or not without a key, there is
-            no such model, or its tokenizer has no separator.
+            no such model or rule, no expert can be drawn, or its tokenizer has no separator.
     """
     if not is_serve_available():
         raise TreeringError("The server needs packages that are not installed: pip install 'treering[serve]'")
@@ -57,8 +63,9 @@ def serve(
     console = console or Console(stderr=True)
     with contextlib.suppress(KeyboardInterrupt), listen(host, port) as listener:
         require_key(listener, api_key)
-        model = load_model(name_or_path, trust_remote_code=trust_remote_code)
-        served = Served(served_name(name_or_path), model, tokenizers.load(name_or_path, trust_remote_code), limits)
+        model = load_model(name_or_path, rule=rule, trust_remote_code=trust_remote_code)
+        tokenizer = tokenizers.load(name_or_path, trust_remote_code)
+        served = Served(served_name(name_or_path), model, tokenizer, limits, drawn)
         prompt_ids(served.model, served.tokenizer, "", 1)  # what can never work is said before anybody asks
         host, port = listener.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
