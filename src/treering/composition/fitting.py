@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from treering.composition.model import ComposedModel
-from treering.composition.reader import LOGITS_AT_ONCE
 from treering.composition.rules import Reading, Rule, posterior, rule
 from treering.corpus import Window, windows
 from treering.errors import TreeringError
@@ -34,6 +33,9 @@ STEPS = 25
 
 ADAPTER_RATE, ADAPTER_EPOCHS, BATCH = 3e-4, 20, 256
 """Of the adapter: Adam, passes over the text at most, and tokens in a step (docs/rules.md)."""
+
+LOGITS_AT_ONCE = 2**24
+"""Logits (tokens × vocabulary × experts) that exist at once: 64 MiB in float32."""
 
 
 @dataclass(frozen=True)

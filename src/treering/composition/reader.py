@@ -16,8 +16,8 @@ from treering.composition.rules import precise
 from treering.composition.states import States
 from treering.errors import TreeringError
 
-LOGITS_AT_ONCE = 2**24
-"""Logits (tokens × vocabulary) that exist at once while a long prompt is weighed: 64 MiB in float32."""
+LOGITS_AT_ONCE = 2**21
+"""Logits (tokens × vocabulary) that exist at once while a long prompt is weighed: 8 MiB in float32."""
 FEW = 16
 """Rows of states for which a product with a head takes as long as reading the head's matrix."""
 
@@ -260,5 +260,5 @@ def rewind(cache: Cache, read: int) -> int:
 def log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
     """Log-probabilities […] of ``tokens`` […] under ``logits`` […, vocab], precise enough to be summed over a book."""
     largest = logits.amax(-1, keepdim=True).detach()
-    level = (logits - largest).exp().sum(-1, dtype=precise(logits.device)).log() + largest[..., 0]
+    level = (logits - largest).exp_().sum(-1, dtype=precise(logits.device)).log() + largest[..., 0]
     return logits.gather(-1, tokens[..., None])[..., 0] - level
