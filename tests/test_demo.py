@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
-from treering import demo as module
 from treering import load_model
 from treering.composition import DEFAULT_RULE
 from treering.corpus import Corpus
-from treering.demo import COMPARED, demo
+from treering.demo import demo
+from treering.demo import specialists as module
+from treering.demo.specialists import COMPARED
 from treering.errors import TreeringError
 
 pytestmark = pytest.mark.slow
@@ -86,7 +87,7 @@ def test_a_finished_demo_is_only_shown_again(made, monkeypatch):
 
 
 def test_a_demo_of_another_size_is_refused(made):
-    with pytest.raises(TreeringError, match="another size or version"):
+    with pytest.raises(TreeringError, match="another kind, size or version"):
         quietly(made)
 
 

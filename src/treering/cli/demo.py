@@ -9,23 +9,34 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="directory for everything it makes")] = Path(
-        "runs/demo"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="directory for all; runs/demo or runs/demo-pretrained"),
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="branches on this model instead: DIR, hub:NAME or FILE.gguf")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="a small one that only shows that all works")] = False,
     json: Annotated[bool, typer.Option("--json", help="the results as JSON instead of a table")] = False,
 ) -> None:
-    """Two specialists on one frozen substrate, joined after training and measured; run again to go on."""
+    """Two specialists on one frozen substrate, joined after training and measured; run again to go on.
+
+    With --pretrained: a Russian and a Chinese branch on a model that exists, joined with it.
+    """
     import time
 
     from rich import print_json
 
     from treering.cli.console import progress, results
-    from treering.demo import demo as run
+    from treering.demo import demo as of_specialists
+    from treering.demo import demo_pretrained
     from treering.evaluation import as_table
 
     begun, console = time.perf_counter(), progress()
-    result = run(output, quick, console)
+    output = output or Path("runs/demo-pretrained" if pretrained else "runs/demo")
+    result = (
+        demo_pretrained(pretrained, output, quick, console) if pretrained else of_specialists(output, quick, console)
+    )
     if json:
         print_json(data=result.rows)
     else:

@@ -62,19 +62,10 @@ def weights_along(experts: Sequence[str], weights: Sequence[Sequence[float]]) ->
 
 def explanation(attribution: Attribution, command: str) -> str:
     """The page of an attribution, with the ``command`` that makes it."""
-    pieces, palette = attribution.pieces(), colours(len(attribution.experts))
-    credits = pieces.credit.T.tolist()
-    rows = pieces.rows()
     return render(
         "explain",
         generator=GENERATOR,
-        pieces=[
-            {"text": visible(row["text"]), "colour": _translucent(*shade(credit, palette)), "tip": tip(row)}
-            for row, credit in zip(rows, credits, strict=True)
-        ],
-        experts=[
-            share | {"colour": to_hex(colour)} for share, colour in zip(attribution.shares(), palette, strict=True)
-        ],
+        **painted(attribution),
         rule=attribution.rule,
         tokens=len(attribution.spans),
         bytes=len(attribution.text.encode()),
@@ -82,6 +73,20 @@ def explanation(attribution: Attribution, command: str) -> str:
         figure=as_svg(weights_along(attribution.experts, attribution.weights.exp().tolist()), "weights"),
         command=visible(command),
     )
+
+
+def painted(attribution: Attribution) -> dict[str, list[dict[str, Any]]]:
+    """The text in ``pieces`` with their colours and what is known of them, and the ``experts`` with theirs."""
+    pieces, palette = attribution.pieces(), colours(len(attribution.experts))
+    return {
+        "pieces": [
+            {"text": visible(row["text"]), "colour": _translucent(*shade(credit, palette)), "tip": tip(row)}
+            for row, credit in zip(pieces.rows(), pieces.credit.T.tolist(), strict=True)
+        ],
+        "experts": [
+            {**share, "colour": to_hex(colour)} for share, colour in zip(attribution.shares(), palette, strict=True)
+        ],
+    }
 
 
 def tip(row: dict[str, Any]) -> str:

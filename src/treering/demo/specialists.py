@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
@@ -21,10 +19,20 @@ from treering import substrate as substrates
 from treering import tokenizer as tokenizers
 from treering.composition import DEFAULT_RULE, compose_directories, load_model
 from treering.corpus import Source, prepare, training_texts
-from treering.errors import TreeringError
+from treering.demo.steps import (
+    PROMPTS,
+    TEMPERATURE,
+    DemoResult,
+    claim,
+    machine,
+    run_in_words,
+    save,
+    saved,
+    scores_table,
+    step,
+)
 from treering.evaluation import (
     DocumentLosses,
-    Row,
     composition_losses,
     generate,
     held_out_texts,
@@ -33,7 +41,7 @@ from treering.evaluation import (
     row,
     uniform_bits_per_byte,
 )
-from treering.output import staged_directory
+from treering.output import locked, staged_directory, write_file
 from treering.report import as_png_url, as_svg, loss_curves, render, scores
 from treering.training import Backbone, ExpertRecipe, Training, train_expert
 from treering.training.unfinished import is_complete
@@ -45,14 +53,6 @@ EXPERTS = {"ru": "1/2", "zh": "2/2"}
 VALIDATION, CALIBRATION = 0.05, 0.01
 COMPARED = ("mean", "evidence", DEFAULT_RULE)
 """Rules: the paper's, the one with the tightest bound, and the one that the composition is stored with."""
-
-PROMPTS = {
-    "ru": "Чтобы открыть диалоговое окно",
-    "zh": "要打开此对话框，请选择",
-    "en": "To open this dialog, choose",
-}
-TEMPERATURE = 0.7
-"""Of the sample texts: cool enough for a small model to stay on its feet."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,6 @@ FULL = Size(4096, 192, "small", Training(tokens=1_000_000, evaluations=6))
 QUICK = Size(4096, 64, "tiny", Training(tokens=150_000, evaluations=2), documents=20)
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """Bits per byte of every model on every language, and what they say of the composition."""
-
-    rows: list[Row]
-    findings: list[str]
-
-
 def demo(output: str | os.PathLike[str], quick: bool = False, console: Console | None = None) -> DemoResult:
     """Run everything on the embedded corpora and leave experts, composition, report and results in ``output``.
 
@@ -85,27 +77,30 @@ def demo(output: str | os.PathLike[str], quick: bool = False, console: Console |
     its table.
 
     Raises:
-        TreeringError: ``output`` holds something else, or a demo of the other size.
+        TreeringError: ``output`` holds something else, or a demo of the other size, or another process makes it.
     """
     console = console or Console(stderr=True)
     output, size = Path(output), QUICK if quick else FULL
-    _claim(output, size)
+    with locked(output):
+        return _made(output, size, console)
+
+
+def _made(output: Path, size: Size, console: Console) -> DemoResult:
+    recipe = {"backbone": {"preset": size.preset}, "training": size.training.model_dump(exclude_unset=True)}
+    claim(output, {"quick": size is QUICK}, {"expert.yaml": yaml.safe_dump(recipe)})
     tokenizer = _tokenizer(output / "tokenizer", size, console)
     substrate = _substrate(output / "substrate", tokenizer, size, console)
     for expert, part in EXPERTS.items():
         _expert(output, expert, part, tokenizer, size, console)
     if not (output / "composed").exists():
-        _step(console, "composed", f"the two experts, by {DEFAULT_RULE}; nothing is trained")
+        step(console, "composed", f"the two experts, by {DEFAULT_RULE}; nothing is trained")
         compose_directories({name: output / name for name in EXPERTS}, output / "composed")
     if not (output / "report.html").exists():
-        _step(console, "results", "bits per byte on held-out pages, and a page to look at")
+        step(console, "results", "bits per byte on held-out pages, and a page to look at")
         measured = _measure(output, tokenizer, size)
-        _write(output / "results.json", json.dumps(measured.rows, indent=2))
-        _write(output / "findings.txt", "\n".join(measured.findings))
+        save(output, measured)
         _report(output, measured, tokenizer, substrate, size)
-    return DemoResult(
-        json.loads((output / "results.json").read_text()), (output / "findings.txt").read_text().splitlines()
-    )
+    return saved(output)
 
 
 def _findings(losses: Mapping[str, Mapping[str, DocumentLosses]]) -> list[str]:
@@ -129,25 +124,9 @@ def _findings(losses: Mapping[str, Mapping[str, DocumentLosses]]) -> list[str]:
     return sentences
 
 
-def _claim(output: Path, size: Size) -> None:
-    """Make ``output`` this demo's own; refuse what another command or another size left there."""
-    mark = output / "demo.json"
-    claim = json.dumps({"quick": size is QUICK, "treering": __version__})
-    if mark.exists():
-        if mark.read_text() != claim:
-            raise TreeringError(f"{output} holds a demo of another size or version. Choose another output directory.")
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise TreeringError(f"{output} already exists with other content. Choose another output directory.")
-    else:
-        output.mkdir(parents=True, exist_ok=True)
-        recipe = {"backbone": {"preset": size.preset}, "training": size.training.model_dump(exclude_unset=True)}
-        _write(output / "expert.yaml", yaml.safe_dump(recipe))
-        _write(mark, claim)
-
-
 def _tokenizer(path: Path, size: Size, console: Console) -> PreTrainedTokenizerFast:
     if not path.exists():
-        _step(
+        step(
             console,
             "tokenizer",
             f"{size.vocab_size:,} Unicode tokens from the training pages of {', '.join(LANGUAGES)}",
@@ -161,7 +140,7 @@ def _tokenizer(path: Path, size: Size, console: Console) -> PreTrainedTokenizerF
 
 def _substrate(path: Path, tokenizer: PreTrainedTokenizerFast, size: Size, console: Console) -> substrates.Substrate:
     if not path.exists():
-        _step(
+        step(
             console,
             "substrate",
             f"every token drawn with Unifont, {size.d_model} numbers each, never trained",
@@ -176,7 +155,7 @@ def _expert(
 ) -> None:
     data = output / f"data-{expert}"
     if not data.exists():
-        _step(console, f"data-{expert}", f"{expert} and half {part} of the English pages, packed")
+        step(console, f"data-{expert}", f"{expert} and half {part} of the English pages, packed")
         sources = [
             Source(path=f"embedded:{expert}", name=expert),
             Source(path="embedded:en", name="en", part=part),
@@ -184,7 +163,7 @@ def _expert(
         context = Backbone(preset=size.preset).shape().context
         prepare(sources, tokenizer, data, block_size=context, validation=VALIDATION, calibration=CALIBRATION)
     if not is_complete(output / expert):
-        _step(console, expert, "an expert, trained apart from the other")
+        step(console, expert, "an expert, trained apart from the other")
         recipe = ExpertRecipe(
             substrate=os.fspath(output / "substrate"),
             data=os.fspath(data),
@@ -218,18 +197,6 @@ def _report(
 ) -> None:
     measured = [r for r in result.rows if r["model"] != "uniform"]
     texts = [{"name": r["text"], "documents": r["documents"]} for r in result.rows if r["model"] == "uniform"]
-    best = {t["name"]: min(r["bits_per_byte"] for r in measured if r["text"] == t["name"]) for t in texts}
-    table = [
-        {
-            "name": _label(model, rule),
-            "cells": [
-                {**r, "best": r["bits_per_byte"] == best[r["text"]]}
-                for r in result.rows
-                if (r["model"], r["rule"]) == (model, rule)
-            ],
-        }
-        for model, rule in dict.fromkeys((r["model"], r["rule"]) for r in result.rows)
-    ]
     runs = {name: json.loads((output / name / "training.json").read_text()) for name in EXPERTS}
     histories = {name: json.loads((output / name / "history.json").read_text()) for name in EXPERTS}
     measured_runs = {name: run["measured"] for name, run in runs.items()}
@@ -239,11 +206,10 @@ def _report(
         "demo",
         version=__version__,
         date=date.today().isoformat(),
-        machine=f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
-        f"PyTorch {torch.__version__}",
+        machine=machine(),
         findings=result.findings,
         texts=texts,
-        table=table,
+        table=scores_table(result.rows, _label),
         score_figure=as_svg(score_figure, "scores"),
         loss_figure=as_svg(loss_curves(histories), "loss"),
         loss_caption="Validation text: each expert's own held-out pages, its language and English together.",
@@ -253,13 +219,13 @@ def _report(
         samples=_samples(output, tokenizer),
         facts=[
             ("tokenizer", f"{len(tokenizer):,} tokens, {tokenizers.identity(tokenizer)[:16]}…"),
-            *((f"expert {name}", _run_in_words(run)) for name, run in measured_runs.items()),
+            *((f"expert {name}", run_in_words(run)) for name, run in measured_runs.items()),
             ("held out", f"{VALIDATION:.0%} of the pages, the same page ids in every language"),
             ("set apart", f"{CALIBRATION:.0%} of the pages, for what may be fitted on top of the experts"),
         ],
         commands=_commands(size),
     )
-    _write(output / "report.html", page)
+    write_file(output / "report.html", page)
 
 
 def _label(model: str, rule: str | None) -> str:
@@ -276,13 +242,6 @@ def _samples(output: Path, tokenizer: PreTrainedTokenizerFast) -> list[dict[str,
         ]
         samples.append({"model": name, "pieces": pieces})
     return samples
-
-
-def _run_in_words(run: dict[str, float]) -> str:
-    return (
-        f"{run['tokens']:,} tokens in {run['seconds']:,.0f} s ({run['tokens_per_second']:,.0f} tokens/s), "
-        f"validation {run['validation_bits_per_byte']:.3f} bits/byte"
-    )
 
 
 def _commands(size: Size) -> str:
@@ -306,17 +265,3 @@ def _commands(size: Size) -> str:
             f'treering generate composed "{PROMPTS["en"]}"',
         ]
     )
-
-
-def _step(console: Console, name: str, what: str) -> None:
-    console.print(f"[bold]{name}[/]  {what}", highlight=False)
-
-
-def _write(path: Path, text: str) -> None:
-    """A file is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
