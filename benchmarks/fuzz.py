@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import bz2
+import copy
 import gzip
 import io
 import json
@@ -514,15 +515,22 @@ class _Made:
         from treering import tokenizer as tokenizers
         from treering.backbone import Preset, dock, gpt_neox
         from treering.composition import compose_directories
+        from treering.growth.blocks import deepen
 
         substrate = self.substrate("random", 8)
+        config = gpt_neox(Preset(2, 8, 2, len(self.backend()), context=16))
+        made: dict[str, Any] = {}
         for number, name in enumerate(("ru", "zh")):
             torch.manual_seed(number)
-            config = gpt_neox(Preset(2, 8, 2, len(self.backend()), context=16))
-            dock(config, substrate, self.backend()).save_pretrained(self.place / name)
+            made[name] = dock(copy.deepcopy(config), substrate, self.backend())
+        made["law"] = copy.deepcopy(made["ru"])  # a branch: ru is its trunk
+        deepen(made["law"], (3,), "random", residual_init=False)
+        for name, expert in made.items():
+            expert.save_pretrained(self.place / name)
             tokenizers.save(self.backend(), self.place / name)
-        compose_directories({name: self.place / name for name in ("ru", "zh")}, self.place / "joined")
+        compose_directories({name: self.place / name for name in made}, self.place / "joined")
         case = _case(self.place / "joined")
+        assert any(name.startswith("trunk-") for name in case)
         # What decides most is changed as often as all tokenizers together.
         return [case, {name: found for name, found in case.items() if "token" not in name or name == "tokenizer.json"}]
 
