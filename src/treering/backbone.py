@@ -357,12 +357,20 @@ class Standing(Schema):
 
 
 class GrownOn(Schema):
-    """What a branch was grown on: what its makers call that model, and how many of its blocks the branch left alone."""
+    """What a branch was grown on: what its makers call that model, and how many of its blocks the branch left alone.
+
+    Attributes:
+        trunk: the name of these blocks together (``treering.composition.bases.trunk_name``).
+        embedding, head: the names of the model's (``treering.composition.parts``).
+    """
 
     model_config = ConfigDict(strict=True)
 
     base: Annotated[str, Field(max_length=1_000)]
     blocks: Annotated[int, Field(ge=1, le=10_000)]
+    trunk: Sha256 | None = None
+    embedding: Sha256 | None = None
+    head: Sha256 | None = None
 
 
 def grown_on(config: PreTrainedConfig) -> GrownOn | None:

@@ -18,6 +18,8 @@ from treering import report
 from treering import tokenizer as tokenizers
 from treering.cli import main
 from treering.cli.main import app
+from treering.composition import load_model, parts
+from treering.composition.bases import trunk_name
 from treering.growth import recipe as recipes
 from treering.recipe import load_recipe
 
@@ -132,13 +134,28 @@ def test_branches_join_their_base_and_no_other(folder, monkeypatch, capsys):
         plan = {"way": "branch", "blocks": new}
         run(write(folder, substrate=None, model=str(folder / "llama"), plan=plan, output=str(folder / name)))
         noted = json.loads((folder / name / "config.json").read_text())["treering_trunk"]
-        assert noted == {"base": "llama", "blocks": 2}
+        model = load_model(folder / "llama")
+        names = parts.path(model.config, model.state_dict())
+        own = {"trunk": trunk_name(names["blocks"]), "embedding": names["embedding"], "head": names["head"]}
+        assert noted == {"base": "llama", "blocks": 2, **own}
     experts = [f"{name}={folder / place}" for name, place in (("base", "llama"), ("ru", "ru"), ("zh", "zh"))]
     joined = CliRunner().invoke(app, ["compose", *experts, "-o", str(folder / "joined")])
     assert joined.exit_code == 0, joined.output
     assert len(list((folder / "joined").glob("trunk-*.safetensors"))) == 1
     alone = sum(path.stat().st_size for path in folder.glob("ru/model.safetensors"))
     assert sum(path.stat().st_size for path in (folder / "joined").glob("*.safetensors")) < 2 * alone
+
+    for name in ("ru", "zh"):
+        cut = CliRunner().invoke(app, ["compose", "cut", str(folder / name), "-o", str(folder / f"{name}-cut")])
+        assert cut.exit_code == 0, cut.output
+        assert not (folder / f"{name}-cut" / "model.safetensors").exists()
+    cuttings = [f"base={folder / 'llama'}", f"ru={folder / 'ru-cut'}", f"zh={folder / 'zh-cut'}"]
+    handed = CliRunner().invoke(app, ["compose", *cuttings, "-o", str(folder / "handed")])
+    assert handed.exit_code == 0, handed.output
+    for shard in (folder / "joined").glob("*.safetensors"):
+        assert (folder / "handed" / shard.name).read_bytes() == shard.read_bytes()
+    said = told(monkeypatch, capsys, "generate", folder / "ru-cut", "x")
+    assert "needs the model that it was grown on, llama" in said and own["trunk"] in said
 
     changed = load_file(folder / "llama" / "model.safetensors")
     changed["model.layers.1.mlp.up_proj.weight"].view(torch.int32)[0, 0] ^= 1

@@ -121,6 +121,20 @@ def remove(
         console.print(plain(f"Files of yours that were kept, and may name it: {', '.join(foreign)}"))
 
 
+@app.command()
+def cut(
+    branch: Annotated[str, typer.Argument(metavar="DIR", help="a branch, as treering grow branch leaves it")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="directory for what the branch has alone")],
+) -> None:
+    """Cut a branch off its trunk, to hand it over: a few megabytes, which join wherever its base is."""
+    from treering.cli.console import plain, progress
+    from treering.composition import cut as cut_off
+
+    names = cut_off(branch, output)
+    size = sum(path.stat().st_size for path in Path(output).glob("*.safetensors")) / 2**20
+    progress().print(plain(f"{output}: {len(names)} tensors that its base does not have, {size:,.1f} MiB"))
+
+
 @app.command("list")
 def list_(
     directory: Directory, json: Annotated[bool, typer.Option("--json", help="all that is recorded of each")] = False

@@ -1,6 +1,7 @@
 """Experts that become one model after training, by joining their output distributions (paper section 4)."""
 
 from treering.composition.configuration import CompositionConfig
+from treering.composition.cuttings import cut
 from treering.composition.directory import (
     add_expert,
     compose_directories,
@@ -29,6 +30,7 @@ __all__ = [
     "add_expert",
     "compose",
     "compose_directories",
+    "cut",
     "draw",
     "fit",
     "fit_directory",

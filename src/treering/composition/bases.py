@@ -7,12 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from treering import backbone
 from treering.composition.configuration import expert_config
 from treering.errors import TreeringError
 from treering.reading import printable
 
 Record = Mapping[str, Any]
+
+BRANCH = "branch.json"
+"""In a directory that holds a branch without its trunk: the names of all parts of the whole."""
 
 
 def trunk_name(blocks: Iterable[str]) -> str:
@@ -29,9 +34,20 @@ def require_one_base(records: Sequence[Record]) -> None:
         TreeringError: names both trunks and the first block in which they differ, and tells the way out.
     """
     for one, other in combinations((record for record in records if record.get("path")), 2):
-        grown = [blocks for blocks in (_grown_on(one), _grown_on(other)) if blocks]
-        if grown and _are_akin(one, other):
-            _require_same_trunk(one, other, min(grown))
+        if (_grown_on(one) or _grown_on(other)) and _are_akin(one, other):
+            # A base is compared as far as it goes: of a branch of its branch, the trunk is longer.
+            shared = min(_grown_on(record) or len(record["path"]["blocks"]) for record in (one, other))
+            _require_same_trunk(one, other, shared)
+
+
+def without_trunk(place: str, config: PreTrainedConfig) -> str:
+    """What to say of a branch in ``place`` that lacks what it was grown on: which base that is, by name and hash."""
+    trunk = backbone.grown_on(config)
+    base = f"{printable(trunk.base)}, whose lowest {trunk.blocks} blocks are {trunk.trunk}" if trunk else "its base"
+    return (
+        f"{printable(place)} is a branch without its trunk: it needs the model that it was grown on, {base}. Give that "
+        f"model beside it: treering compose base=MODEL NAME={printable(place)} -o OUT"
+    )
 
 
 def _grown_on(record: Record) -> int:

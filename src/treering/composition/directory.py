@@ -20,6 +20,7 @@ from treering import tokenizer as tokenizers
 from treering.composition import fingerprints, layout
 from treering.composition.arrangement import arrange, whole
 from treering.composition.configuration import CompositionConfig, expert_config
+from treering.composition.cuttings import Rooted, is_cutting, load_experts
 from treering.composition.fitting import Fit, fit
 from treering.composition.joining import (
     DEFAULT_RULE,
@@ -27,7 +28,6 @@ from treering.composition.joining import (
     describe,
     require_fit,
     require_fitted,
-    require_single,
     unequal,
 )
 from treering.composition.loading import load_model, read_composition
@@ -78,7 +78,8 @@ def compose_directories(
     """Compose trained experts into ``output``, with their common tokenizer.
 
     Args:
-        experts: directories or hub names, by the experts' names.
+        experts: directories or hub names, by the experts' names; of branches whose base is among them, what was cut
+            off it will do (``treering.composition.cut``).
         records: by expert's name, what its record shall say: ``weight`` (1), ``licence`` and ``origin`` (as its
             directory tells).
         across_substrates: allow experts on different substrates, and models that Treering did not dock, if they have
@@ -96,7 +97,7 @@ def compose_directories(
     given = records or {}
     for name in given:
         _require_known(name, experts)
-    models = {name: require_single(name, load_model(path)) for name, path in experts.items()}
+    models = load_experts(experts)
     read = {name: _tokenizer(path, models[name]) for name, path in experts.items()}
     _require_same_tokenizer(read)
     found = {name: _record(path, given.get(name, {})) for name, path in experts.items()}
@@ -125,7 +126,7 @@ def add_expert(
     What was fitted to the experts before is dropped with it: see `remove_expert`.
 
     Args:
-        expert: a directory or a hub name.
+        expert: a directory or a hub name; of a branch on an expert that is there, what was cut off it will do.
         rule: joins them from now on, instead of the composition's rule.
         record: what the expert's record shall say: ``weight`` (1), ``licence`` and ``origin`` (as its directory tells).
         across_substrates: see `compose_directories`.
@@ -140,7 +141,8 @@ def add_expert(
     if name in names:
         raise TreeringError(f"{directory} has an expert called {name!r} already. Choose another name: NAME={expert}")
     chosen = _outliving(before, rule, directory)
-    model = require_single(name, load_model(expert))
+    bases = _standing(directory, before) if is_cutting(expert) else {}
+    model = load_experts({name: expert}, bases)[name]
     read = {f"the composition {directory}": tokenizers.load(directory), name: _tokenizer(expert, model)}
     _require_same_tokenizer(read)
     alone = compose({name: model}, chosen, {name: _record(expert, record or {})}, across_substrates=True)
@@ -320,16 +322,34 @@ def _rearranged(
     stay = _staying(before, after)
     missing = [part for part in layout.parts(after) if part.file not in stay and part.kind != "fit"]
     needed = {next((name for name in part.experts if name in joining), part.experts[0]) for part in missing}
-    wholes, stored_parts = dict(joining), layout.parts(before)
+    wholes = dict(joining)
     for record in before.experts:
         if record["name"] in needed:
-            own = [part.file for part in stored_parts if record["name"] in part.experts]
-            fingerprints.verify(before, directory, own)
-            tensors = {name: t for file in own for name, t in fingerprints.shard(inside(directory, file)).items()}
-            wholes[record["name"]] = whole(before.tree, record, tensors)
+            wholes[record["name"]] = _stored_whole(directory, before, record)
     records = [record for record in after.experts if record["name"] in wholes]
     arranged = layout.shards(arrange(after.tree, records, wholes))
     return {part.file: arranged[part.file] for part in missing}
+
+
+def _stored_whole(directory: Path, config: CompositionConfig, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All tensors of an expert in a composition, as Hugging Face names them; read when they are used.
+
+    Raises:
+        TreeringError: they are not what was written.
+    """
+    own = [part.file for part in layout.parts(config) if record["name"] in part.experts]
+    fingerprints.verify(config, directory, own)
+    tensors = {name: t for file in own for name, t in fingerprints.shard(inside(directory, file)).items()}
+    return whole(config.tree, record, tensors)
+
+
+def _standing(directory: Path, config: CompositionConfig) -> dict[str, Rooted]:
+    """What a branch that joins a composition may stand on."""
+    return {
+        record["name"]: (record["path"], expert_config(record), _stored_whole(directory, config, record))
+        for record in config.experts
+        if record.get("path")
+    }
 
 
 def _staying(before: CompositionConfig, after: CompositionConfig) -> set[str]:

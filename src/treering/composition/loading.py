@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from treering.composition import layout
+from treering.composition.bases import BRANCH, without_trunk
 from treering.composition.configuration import CompositionConfig
 from treering.composition.joining import require_fitted
 from treering.composition.model import ComposedModel
@@ -82,14 +83,16 @@ def load_model(
 
 def _from_safetensors(place: str, dtype: Any, trust_remote_code: bool) -> Any:
     """A model and what its files lack."""
-    config = _require_model(place, trust_remote_code)
+    config = require_model(place, trust_remote_code)
+    if file_of(place, BRANCH):
+        raise TreeringError(without_trunk(place, AutoConfig.from_pretrained(place, trust_remote_code=False)))
     files = _weights(place)
     if config["model_type"] == CompositionConfig.model_type:
         read_composition(files[0].parent)
     # Packed weights hold up to sixteen numbers in one.
     packed = 16 if "quantization_config" in config else 1
     sizes = [packed * math.prod(tensor["shape"]) for file in files for tensor in layout.header(file).values()]
-    with _no_larger_than(sizes, place):
+    with no_larger_than(sizes, place):
         return AutoModelForCausalLM.from_pretrained(
             place,
             dtype=dtype or "auto",
@@ -113,7 +116,7 @@ def _from_gguf(path: Path, dtype: Any) -> Any:
             "published it: a directory with safetensors, or hub:NAME."
         ) from None
     check_fields(config.to_dict(), str(path))
-    with _no_larger_than(sizes, str(path)):
+    with no_larger_than(sizes, str(path)):
         loaded: Any = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype, output_loading_info=True)
     model = loaded[0]
     # It is no longer quantised, but would be saved as if it were.
@@ -176,7 +179,7 @@ def running(directory: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
-def _require_model(place: str, trust_remote_code: bool) -> dict[str, Any]:
+def require_model(place: str, trust_remote_code: bool) -> dict[str, Any]:
     """A model's configuration, after what can be told from it without weights.
 
     Raises:
@@ -238,7 +241,7 @@ def _weights(place: str) -> list[Path]:
 
 
 @contextmanager
-def _no_larger_than(tensors: list[int], place: str) -> Iterator[None]:
+def no_larger_than(tensors: list[int], place: str) -> Iterator[None]:
     """Let no model be built in this block that has more parameters, or more numbers in them, than its files have.
 
     Models are built without memory before they are filled, but a million layers take for ever all the same, and what

@@ -68,6 +68,21 @@ def split(config: PreTrainedConfig, tensors: Tensors) -> Parts | None:
     return found if whole else None
 
 
+def named(config: PreTrainedConfig, tensors: Tensors, path: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """A model's tensors, as Hugging Face names them, by the names of the parts that they belong to.
+
+    Args:
+        path: the names of its parts.
+    """
+    own, found = backbone.family(config), dict[str, dict[str, Tensor]]()
+    ends = {own.embedding: path["embedding"], own.final_norm: path["norm"], own.head: path["head"]}
+    for name, tensor in tensors.items():
+        number = name.removeprefix(f"{own.blocks}.").partition(".")[0]
+        part = path["blocks"][int(number)] if name.startswith(f"{own.blocks}.") else ends[name.rpartition(".")[0]]
+        found.setdefault(part, {})[name] = tensor
+    return found
+
+
 def digest(tensor: Tensor) -> str:
     """SHA-256 (hex) of a tensor; its numbers count as the float32 that they are, however they are kept."""
     tensor = tensor.detach().cpu()

@@ -17,6 +17,8 @@ from treering import corpus as corpora
 from treering import substrate as substrates
 from treering.backbone import GrownOn, blocks, dock, gpt_neox
 from treering.composition import load_model
+from treering.composition.bases import trunk_name
+from treering.composition.parts import path
 from treering.evaluation import abilities, held_out_texts
 from treering.growth import plans
 from treering.growth.growing import grow
@@ -264,7 +266,12 @@ def note_trunk(model: PreTrainedModel, recipe: GrowthRecipe) -> None:
     model.config.treering_trunk = None  # of a branch that grows further, what it stood on itself is in that
     if shared := min(below, depth):
         name = Path(recipe.model).resolve().name if Path(recipe.model).exists() else recipe.model
-        model.config.treering_trunk = GrownOn(base=name, blocks=shared).model_dump()
+        names = path(model.config, model.state_dict())
+        known = {}
+        if names:
+            trunk = trunk_name(names["blocks"][:shared])
+            known = {"trunk": trunk, "embedding": names["embedding"], "head": names["head"]}
+        model.config.treering_trunk = GrownOn(base=name, blocks=shared, **known).model_dump()
 
 
 def measured(asked: bool | int | None, model: PreTrainedModel) -> int | None:
