@@ -16,6 +16,25 @@ def study() -> None:
 
 
 @app.command()
+def continual(
+    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/continual.yaml is a commented one")],
+    output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
+) -> None:
+    """Tasks that arrive one after another: branches by evidence against training on and on, averaging, whole models."""
+    from treering.cli.console import progress, results
+    from treering.growth.continual import ContinualRecipe, as_continual_table
+    from treering.growth.continual import continual as run_study
+    from treering.output import write_file
+    from treering.recipe import load_recipe
+    from treering.report import arrivals, as_png
+
+    chosen = load_recipe(recipe, ContinualRecipe, {"output": output})
+    found = run_study(chosen, progress())
+    write_file(Path(chosen.output) / "continual.png", as_png(arrivals({r.method: r.matrices for r in found})))
+    results().print(as_continual_table(found))
+
+
+@app.command()
 def growth(
     recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/study.yaml is a commented one")],
     data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,

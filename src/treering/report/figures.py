@@ -67,6 +67,27 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def arrivals(matrices: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> Figure:
+    """The average over all tasks in bits per byte before the first and after each arrival: a line for each method.
+
+    Args:
+        matrices: by method and run, bits per byte [arrival][task]; the runs' mean is drawn.
+    """
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for at, (name, runs) in enumerate(matrices.items()):
+        averages = [[sum(row.values()) / len(row) for row in matrix] for matrix in runs.values()]
+        line = [sum(points) / len(points) for points in zip(*averages, strict=True)]
+        dashed = "--" if at >= len(COLOURS) // 2 else "-"
+        axes.plot(range(len(line)), line, f"o{dashed}", color=COLOURS[at % len(COLOURS)], markersize=3.5, label=name)
+    axes.set(xlabel="tasks that have arrived", ylabel="bits per byte, mean over all tasks")
+    axes.set_xticks(range(max(len(matrix) for runs in matrices.values() for matrix in runs.values())))
+    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def as_svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element to stand inside a page, under a ``name`` of its own there; its text stays text."""
     buffer = io.StringIO()
