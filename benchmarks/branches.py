@@ -3,9 +3,14 @@
     python benchmarks/branches.py time   --base DIR    # decoding, and reading a prompt
     python benchmarks/branches.py memory --base DIR    # peak memory, and disk
     python benchmarks/branches.py time   --base DIR --head own
+    python benchmarks/branches.py accuracy --base JOINED --questions DIR    # what joining costs on questions
+
 
 DIR is SmolLM2-135M (or any model of a family that branches). The branches' blocks are drawn at random, so that the base
 knows best: what they say does not matter here, but for top_k, which then runs nobody else.
+
+For accuracy, JOINED is a composition with an expert "base", and DIR holds sets of BIG-bench in their own form,
+NAME.json.xz (PyPI's sdist bigbench==1.0.0 has them, as task.json; for measuring only).
 """
 
 from __future__ import annotations
@@ -13,14 +18,17 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import json
+import lzma
 import multiprocessing
 import statistics
 import tempfile
 import time as clock
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from memory import peak_of_decoding
 from rich.console import Console
@@ -32,8 +40,12 @@ from treering import backbone
 from treering import tokenizer as tokenizers
 from treering.composition import ComposedModel, compose, compose_directories, load_model
 from treering.composition.reader import said
-from treering.corpus import read_documents
+from treering.corpus import Window, read_documents
+from treering.evaluation import require_composition
+from treering.evaluation.bits import window_losses
 from treering.growth.blocks import deepen
+from treering.tokenizer import encode, separator
+from treering.training.loss import log_likelihood
 
 LOUD = 30.0
 """By which the random blocks drown what the base knows, so that evidence decides against them at once."""
@@ -197,16 +209,81 @@ def memory(base: Path, console: Console, options: argparse.Namespace) -> None:
         console.print(result)
 
 
+def accuracy(base: Path, console: Console, options: argparse.Namespace) -> None:
+    """The share of questions of choice that the base alone and the composition answer, from one pass of both."""
+    model, tokenizer = require_composition(load_model(base, rule="evidence")), tokenizers.load(base)
+    speaks = list(model.experts).index("base")
+
+    def surprise(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits, reading = model.read(inputs)
+        return -torch.stack(
+            [log_likelihood(way, targets) for way in (logits[speaks], model.rule(logits, reading).logits)]
+        )
+
+    result = Table("questions", "items", "base", "joined", "difference, 95% interval", box=None)
+    right: list[np.ndarray] = []
+    for path in [*sorted(options.questions.glob("*.json.xz")), None]:
+        if path is None:
+            name, answered = "all", np.concatenate(right)
+        else:
+            task = json.loads(lzma.decompress(path.read_bytes()))
+            items = [item for item in task["examples"] if item.get("target_scores")][: options.items]
+            if not items:
+                continue
+            name, answered = task["name"], _answered(model, tokenizer, surprise, task, items)
+            right.append(answered)
+        draws = np.random.default_rng(0).integers(len(answered), size=(2000, len(answered)))
+        low, high = np.quantile((answered[draws, 1] - answered[draws, 0]).mean(1), [0.025, 0.975])
+        alone, joined = answered.mean(0)
+        result.add_row(
+            name,
+            f"{len(answered)}",
+            f"{alone:.3f}",
+            f"{joined:.3f}",
+            f"{joined - alone:+.3f} ({low:+.3f} … {high:+.3f})",
+        )
+    console.print(result)
+
+
+def _answered(
+    model: ComposedModel, tokenizer: Any, surprise: Any, task: Mapping[str, Any], items: Sequence[Mapping[str, Any]]
+) -> np.ndarray:
+    """Whether base and composition find a right choice likeliest [item, way], as BIG-bench asks and grades."""
+    before, after = task.get("example_input_prefix", "\nQ: "), task.get("example_output_prefix", "\nA: ")
+    cut, sizes = [], []
+    for item in items:
+        choices = list(item["target_scores"])
+        listed = (
+            "".join(f"\n  choice: {choice}" for choice in choices) if task.get("append_choices_to_input", True) else ""
+        )
+        asked = [
+            separator(tokenizer),
+            *encode(tokenizer, [f"{task.get('task_prefix', '')}{before}{item['input']}{listed}{after}"])[0],
+        ]
+        for ids in encode(tokenizer, choices):
+            cut.append(Window(len(cut), [*asked, *ids], len(asked)))
+        sizes.append(len(choices))
+    nats = np.stack(window_losses(surprise, model, cut, len(cut)), -1)
+    pieces = np.split(nats, np.cumsum(sizes)[:-1])
+    best = [
+        [list(item["target_scores"].values())[at] for at in piece.argmin(0)]
+        for item, piece in zip(items, pieces, strict=True)
+    ]
+    return np.array(best, dtype=float)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("time", "memory"))
+    parser.add_argument("what", choices=("time", "memory", "accuracy"))
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--branches", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--head", choices=("shared", "own"), default="shared")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--questions", type=Path)
+    parser.add_argument("--items", type=int, default=50)
     options = parser.parse_args()
-    {"time": time, "memory": memory}[options.what](options.base, Console(), options)
+    {"time": time, "memory": memory, "accuracy": accuracy}[options.what](options.base, Console(), options)
 
 
 if __name__ == "__main__":
