@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 
@@ -14,10 +15,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from treering import gguf as files
 from treering import tokenizer as tokenizers
-from treering.composition import load_model
+from treering.composition import compose_directories, list_experts, load_model
 from treering.corpus import Source, prepare
 from treering.errors import TreeringError
 from treering.growth import branch, grow
+from treering.growth.recipe import GrowthRecipe, grow_recipe
 from treering.training import Training
 
 IDS = torch.arange(40).view(2, 20) * 7 % 700
@@ -191,3 +193,20 @@ def test_a_branch_grows_on_a_gguf_file(packed, llama, pages, tmp_path):
     assert grown.config.num_hidden_layers == 4 and grown.config.tie_word_embeddings
     assert grown.get_input_embeddings().weight.equal(llama.get_input_embeddings().weight)
     assert tokenizers.identity(tokenizers.load(tmp_path / "out")) == tokenizers.identity(tokenizer)
+
+
+def test_a_gguf_file_is_the_base_of_a_composition(llama, tokenizer, tmp_path):
+    """As the demo's report tells to do by hand: grown on the file, joined with the file."""
+    tokenizer, model = copy.deepcopy(tokenizer), copy.deepcopy(llama)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})  # or transformers adds it
+    model.resize_token_embeddings(len(tokenizer))
+    packed = write(tmp_path / "small.gguf", model, tokenizer)
+    tokenizer = tokenizers.load(packed)
+    source = Source(path="embedded:ru", limit=60)
+    prepare([source], tokenizer, tmp_path / "data", block_size=32, validation=0.1)
+    fields = {"model": str(packed), "data": str(tmp_path / "data"), "output": str(tmp_path / "ru"), "plan": "branch"}
+    training = {"tokens": 512, "batch_tokens": 256, "evaluations": 1}
+    grow_recipe(GrowthRecipe.model_validate(fields | {"training": training, "abilities": False}), Console(quiet=True))
+    compose_directories({"base": packed, "ru": tmp_path / "ru"}, tmp_path / "joined")
+    assert [trunk.experts for trunk in load_model(tmp_path / "joined").tree.trunks.values()] == [("base", "ru")]
+    assert list_experts(tmp_path / "joined")[0]["origin"] == "small.gguf"

@@ -36,6 +36,7 @@ from treering.composition.provenance import provenance
 from treering.composition.rules import rule as parse_rule
 from treering.composition.saving import stored
 from treering.errors import TreeringError
+from treering.gguf import is_gguf
 from treering.location import locate
 from treering.output import explain_full_disk, link_or_copy, replaced_directory, require_new, staged_directory
 from treering.reading import inside, printable
@@ -396,7 +397,8 @@ def _outliving(config: CompositionConfig, chosen: str | None, directory: Path) -
 
 def _record(expert: str | os.PathLike[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """What a composition notes of an expert: what was given, else what its directory tells."""
-    return provenance(locate(expert, "model")) | dict(given)
+    told = {"origin": Path(expert).name} if is_gguf(expert) else provenance(locate(expert, "model"))
+    return told | dict(given)
 
 
 def _require_known(name: str, names: Any) -> None:
