@@ -64,6 +64,8 @@ def test_own_texts_can_be_told_and_must_be_known(joined, experts, tokenizer, tex
         measure_forgetting(stranger, tokenizer, texts, ["mean"])
     told = measure_forgetting(stranger, tokenizer, texts, ["mean"], {"a": ["b"], "b": ["b"]})
     assert [(d["text"], d["expert"]) for d in told.differences if d["own"]] == [("b", "a"), ("b", "b")]
+    base = measure_forgetting(stranger, tokenizer, texts, ["mean"], {"b": ["b"]})  # nothing is known of a
+    assert [(d["text"], d["expert"]) for d in base.differences if d["own"]] == [("b", "b")]
     with pytest.raises(TreeringError, match="no text 'fr'"):
         measure_forgetting(joined, tokenizer, texts, ["mean"], {"a": ["fr"]})
     with pytest.raises(TreeringError, match="no expert 'c'"):

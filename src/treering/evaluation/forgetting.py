@@ -141,6 +141,8 @@ def all_together(losses: Iterable[DocumentLosses]) -> DocumentLosses:
 def own_texts(model: ComposedModel, texts: Iterable[str], told: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Which of ``texts`` are of each expert's own language: as ``told``, or those that it was trained on by its record.
 
+    A model without such a record, a pretrained base, has none, if the others have some.
+
     Raises:
         TreeringError: ``told`` names what is not there, or nothing says which texts are an expert's.
     """
@@ -149,11 +151,14 @@ def own_texts(model: ComposedModel, texts: Iterable[str], told: Mapping[str, Seq
         for wrong, what, there in ((name, "expert", names), *((text, "text", known) for text in given)):
             if wrong not in there:
                 raise TreeringError(f"There is no {what} {wrong!r}. There are: {', '.join(there)}.")
-    own = {}
+    sources = {
+        record["name"]: [source["name"] for source in (record.get("data") or {}).get("sources", [])]
+        for record in model.config.experts
+    }
+    own = {name: list(told.get(name, [text for text in known if text in trained])) for name, trained in sources.items()}
     for record in model.config.experts:
-        trained = [source["name"] for source in (record.get("data") or {}).get("sources", [])]
-        own[record["name"]] = list(told.get(record["name"], [text for text in known if text in trained]))
-        if not own[record["name"]]:
+        trained = sources[record["name"]]
+        if not own[record["name"]] and (trained or not any(own.values())):
             raise TreeringError(
                 f"Nothing says which texts are {record['name']}'s own: it was trained on "
                 f"{', '.join(trained) or 'data not named'}, and the texts are {', '.join(known)}. "
