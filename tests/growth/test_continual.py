@@ -133,6 +133,14 @@ def test_a_finished_study_is_only_told_again_and_the_command_line_tells_it(recip
     assert [row["method"] for row in rows] == list(found)
 
 
+def test_runs_of_another_study_are_not_taken_for_its_own(recipe, found):
+    longer = recipe | {"training": recipe["training"] | {"tokens": 8192}}
+    with pytest.raises(TreeringError, match="another training"):
+        continual(ContinualRecipe.model_validate(longer), Console(file=io.StringIO()))
+    with pytest.raises(TreeringError, match="another documents"):
+        continual(ContinualRecipe.model_validate(recipe | {"documents": 5}), Console(file=io.StringIO()))
+
+
 def test_what_does_not_fit_is_refused(recipe, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="does not name every task once"):
         ContinualRecipe.model_validate(recipe | {"orders": [["ru", "zh"]]})

@@ -42,6 +42,7 @@ from treering.output import locked, write_file
 from treering.recipe import Schema, Seed
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Training
+from treering.training.run import weights_digest
 from treering.training.unfinished import is_complete
 
 Unit = Literal["branch", "blocks", "lora", "lora on", "whole", "joint"]
@@ -146,8 +147,8 @@ def continual(recipe: ContinualRecipe, console: Console | None = None) -> list[R
     Leaves ``continual.json`` in the output, in ``runs`` every run, in ``measured`` what it reached.
 
     Raises:
-        TreeringError: a corpus sets no pages apart, does not fit the model, or another process makes this study; see
-            also ``treering.growth.grow``.
+        TreeringError: a corpus sets no pages apart, does not fit the model, what is in the output is of another base,
+            other corpora or another training, or another process makes this study; see also ``treering.growth.grow``.
     """
     console = console or Console()
     for task, place in recipe.tasks.items():
@@ -158,7 +159,9 @@ def continual(recipe: ContinualRecipe, console: Console | None = None) -> list[R
                 "it again with --validation 0.1 --calibration 0.1, say."
             )
     with locked(recipe.output):
-        return _Study(recipe, console).results()
+        study = _Study(recipe, console)
+        study.claim()
+        return study.results()
 
 
 class _Study:
@@ -175,6 +178,30 @@ class _Study:
             }
             for split in ("validation", "calibration")
         )
+
+    def claim(self) -> None:
+        """Note what all runs have in common; more orders, seeds, rates and methods may come later.
+
+        Raises:
+            TreeringError: the runs that are there have something else in common.
+        """
+        recipe = self.recipe
+        own = {
+            "model": weights_digest(self.base),
+            "tasks": {task: corpora.load_manifest(place).train.sha256 for task, place in recipe.tasks.items()},
+            "branch": recipe.branch.model_dump(mode="json", by_alias=True),
+            "training": recipe.training.model_dump(mode="json", exclude={"learning_rate", "seed"}),
+            "documents": recipe.documents,
+        }
+        path = self.output / "study.json"
+        if not path.exists():
+            self.output.mkdir(parents=True, exist_ok=True)
+            write_file(path, json.dumps(own, indent=1))
+        elif others := [name for name, value in json.loads(path.read_text()).items() if own.get(name) != value]:
+            raise TreeringError(
+                f"{self.output} holds runs with another {others[0]} than the recipe's. Choose another output, or "
+                "remove it."
+            )
 
     def results(self) -> list[Result]:
         """Every method's, in the recipe's order."""
@@ -241,7 +268,7 @@ class _Study:
         mean over the tasks at the end.
         """
         order, seed = self.recipe.all_orders[0], self.recipe.seeds[0]
-        tasks = order if unit in (*ON_AND_ON, "joint") else order[:1]
+        tasks = sorted(self.recipe.tasks) if unit == "joint" else order if unit in ON_AND_ON else order[:1]
         reached = {}
         for rate in self.recipe.rates:
             key, make = f"apart-{self._key(unit, tasks, rate, seed)}", partial(self.trained, unit, tasks, rate, seed)
@@ -268,8 +295,8 @@ class _Study:
         if not known or (told and task not in known):
             return "base", lambda: self.base
         if told or unit in ON_AND_ON or unit == "joint":
-            # All together is one model, whatever has arrived.
-            tasks = [task] if told else order if unit == "joint" else known
+            # All together is one model, whatever has arrived and in which order.
+            tasks = [task] if told else sorted(self.recipe.tasks) if unit == "joint" else known
             return self._key(unit, tasks, rate, seed), partial(self.trained, unit, tasks, rate, seed)
         known = sorted(known)
         return f"{method}-{self._key(unit, known, rate, seed)}", partial(self.joined, method, known, rate, seed)
