@@ -26,6 +26,14 @@ from treering.growth.continual import ContinualRecipe, Method, averaged, continu
 TASKS = ("ru", "zh", "en")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def as_given():
+    """The rates of the recipe alone, and none beyond their ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "rates", lambda values, tried: values)
+        yield
+
+
 def small(seed, layers=2, vocabulary=700):
     torch.manual_seed(seed)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers, "num_attention_heads": 2}

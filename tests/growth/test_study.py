@@ -149,7 +149,7 @@ def test_a_trial_that_diverges_is_infinitely_bad_and_not_tried_again(recipe, tmp
     place = tmp_path / "study/substrates/glyph"
     place.mkdir(parents=True)
     substrates.build(tokenizer, whole.backbone.shape().d_model).save(place, tokenizer)
-    monkeypatch.setattr(module, "_candidates", lambda name, values, tried: values)
+    monkeypatch.setattr(module, "rates", lambda values, tried: values)
     said = StringIO()
     assert search(whole, row, Console(file=said, width=200)).learning_rate == 3e-3
     assert re.search(r"^  Training diverged: .* at step \d+: it counts as infinitely bad$", said.getvalue(), re.M)

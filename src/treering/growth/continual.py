@@ -38,6 +38,7 @@ from treering.evaluation.continual import Matrix, average, backward_transfer, fo
 from treering.growth.cost import shape_of
 from treering.growth.plan import Lora, Plan, Stage
 from treering.growth.recipe import Beginning, Branch, GrowthRecipe, begin, grow_recipe
+from treering.growth.search import rates
 from treering.output import locked, write_file
 from treering.recipe import Schema, Seed
 from treering.tokenizer import load as load_tokenizer
@@ -206,7 +207,7 @@ class _Study:
     def results(self) -> list[Result]:
         """Every method's, in the recipe's order."""
         methods = self.recipe.methods
-        rates = {unit: self.rate(unit) for unit in dict.fromkeys(UNITS[method] for method in methods)}
+        best = {unit: self.rate(unit) for unit in dict.fromkeys(UNITS[method] for method in methods)}
         ends: dict[Method, list[Mapping[str, DocumentLosses]]] = {}
         matrices: dict[Method, dict[str, Matrix]] = {}
         for method in methods:
@@ -214,7 +215,7 @@ class _Study:
             ends[method], matrices[method] = [], {}
             for order in self.recipe.all_orders:
                 for seed in self.recipe.seeds:
-                    rows = self.rows(method, order, rates[UNITS[method]], seed)
+                    rows = self.rows(method, order, best[UNITS[method]], seed)
                     ends[method].append({task: rows[-1][task] for task in self.recipe.tasks})
                     matrices[method][f"{', '.join(order)}; seed {seed}"] = [
                         {task: losses.score().bits_per_byte for task, losses in row.items()} for row in rows
@@ -228,7 +229,7 @@ class _Study:
             found.append(
                 Result(
                     method=method,
-                    rate=rates[UNITS[method]],
+                    rate=best[UNITS[method]],
                     average=statistics.mean(average(matrix) for _, matrix in own),
                     low=float(low),
                     high=float(high),
@@ -237,7 +238,7 @@ class _Study:
                     forgetting=statistics.mean(forgetting(order, matrix) for order, matrix in own),
                     trained=trained,
                     stored=stored,
-                    milliseconds=self.milliseconds(method, rates[UNITS[method]]),
+                    milliseconds=self.milliseconds(method, best[UNITS[method]]),
                     matrices=matrices[method],
                 )
             )
@@ -264,13 +265,14 @@ class _Study:
     def rate(self, unit: Unit) -> float:
         """The learning rate with which a unit reaches the fewest bits on the pages set apart, with the first seed.
 
-        Of what trains for a task, those of the first task; of what trains on and on, and of all tasks together, the
-        mean over the tasks at the end.
+        The search goes on beyond the recipe's rates as long as the best one stands at an end. Of what trains for a
+        task, it looks at the first task; of what trains on and on, and of all tasks together, at the mean over the
+        tasks at the end.
         """
         order, seed = self.recipe.all_orders[0], self.recipe.seeds[0]
         tasks = sorted(self.recipe.tasks) if unit == "joint" else order if unit in ON_AND_ON else order[:1]
-        reached = {}
-        for rate in self.recipe.rates:
+        reached: dict[float, float] = {}
+        for rate in rates(self.recipe.rates, reached):
             key, make = f"apart-{self._key(unit, tasks, rate, seed)}", partial(self.trained, unit, tasks, rate, seed)
             losses = [self.losses(key, make, task, self.apart) for task in tasks]
             reached[rate] = statistics.mean(own.score().bits_per_byte for own in losses)

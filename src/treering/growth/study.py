@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +30,7 @@ from treering.growth.outcome import Outcome, outcomes
 from treering.growth.plan import Plan, steps
 from treering.growth.prefix import Prefix
 from treering.growth.recipe import GrowthRecipe, PlanField, as_plan, begin, grow_recipe
+from treering.growth.search import rates
 from treering.output import locked, staged_directory, write_file
 from treering.recipe import Schema, Seed
 from treering.substrate.substrate import Kind
@@ -171,7 +172,7 @@ def search(recipe: StudyRecipe, row: Row, console: Console) -> Training:
     tried: dict[Any, float] = {}
     for name, values in recipe.search:
         tried = {}
-        for value in _candidates(name, values, tried):
+        for value in rates(values, tried) if name == "learning_rate" else values:
             settings = best.model_copy(update={name: value})
             if value == getattr(best, name) or not _same_run(row.plan, settings, best):
                 tried[value] = run(recipe, row, settings, console)
@@ -182,17 +183,6 @@ def search(recipe: StudyRecipe, row: Row, console: Console) -> Training:
             "longer ones, or look at the corpus."
         )
     return best
-
-
-def _candidates(name: str, values: Sequence[Any], tried: Mapping[Any, float]) -> Iterator[Any]:
-    """The values in order, and rates beyond their ends as long as the best one stands there."""
-    yield from values
-    if name != "learning_rate" or len(tried) < 2:
-        return
-    low, next_to_low, *_ = sorted(tried)
-    step = next_to_low / low
-    while (best := min(tried, key=tried.__getitem__)) in (min(tried), max(tried)) and math.isfinite(tried[best]):
-        yield float(f"{best * step if best == max(tried) else best / step:.3g}")
 
 
 def run(recipe: StudyRecipe, row: Row, settings: Training, console: Console) -> float:
