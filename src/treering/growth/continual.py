@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import statistics
 import time
@@ -43,6 +44,7 @@ from treering.output import locked, write_file
 from treering.recipe import Schema, Seed
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Training
+from treering.training.divergence import Divergence
 from treering.training.run import weights_digest
 from treering.training.unfinished import is_complete
 
@@ -149,7 +151,8 @@ def continual(recipe: ContinualRecipe, console: Console | None = None) -> list[R
 
     Raises:
         TreeringError: a corpus sets no pages apart, does not fit the model, what is in the output is of another base,
-            other corpora or another training, or another process makes this study; see also ``treering.growth.grow``.
+            other corpora or another training, all rates diverged, or another process makes this study; see also
+            ``treering.growth.grow``.
     """
     console = console or Console()
     for task, place in recipe.tasks.items():
@@ -274,8 +277,14 @@ class _Study:
         reached: dict[float, float] = {}
         for rate in rates(self.recipe.rates, reached):
             key, make = f"apart-{self._key(unit, tasks, rate, seed)}", partial(self.trained, unit, tasks, rate, seed)
-            losses = [self.losses(key, make, task, self.apart) for task in tasks]
-            reached[rate] = statistics.mean(own.score().bits_per_byte for own in losses)
+            try:
+                losses = [self.losses(key, make, task, self.apart) for task in tasks]
+                reached[rate] = statistics.mean(own.score().bits_per_byte for own in losses)
+            except Divergence as error:
+                self.console.print(f"  {str(error).partition('. ')[0]}: it counts as infinitely bad", markup=False)
+                reached[rate] = math.inf
+        if math.isinf(min(reached.values())):
+            raise TreeringError(f"Whatever rate was tried for {unit}, it diverged. Give lower rates.")
         best = min(reached, key=reached.__getitem__)
         told = ", ".join(f"{rate:g}: {bits:.3f}" for rate, bits in reached.items())
         self.console.print(f"  {unit}: rate {best:g} of {told}", highlight=False)
