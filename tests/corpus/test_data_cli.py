@@ -130,6 +130,7 @@ def test_near_duplicates_are_told(run: Run, tokenizer_directory: Path, tmp_path:
     values = json.loads(path.read_text())
     del values["overlap"]
     path.write_text(json.dumps(values))
+    (corpus / "manifest.sha256").unlink()
     assert "near-duplicates: not looked for" in run("data", "info", corpus)[1]
 
 
@@ -207,6 +208,7 @@ def test_names_in_a_strangers_manifest_do_nothing_to_the_terminal(run: Run, corp
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
     manifest["sources"][0]["name"] = "\x1b[31m[bold]\u202e"
     (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "c" / "manifest.sha256").unlink()
     code, printed, _ = run("data", "info", tmp_path / "c")
     assert code == 0
     assert r"\x1b[31m[bold]\u202e" in printed

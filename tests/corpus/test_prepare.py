@@ -33,7 +33,7 @@ from treering.corpus import (
 )
 from treering.corpus.documents import Document
 from treering.corpus.packing import write_blocks
-from treering.corpus.prepared import HeldOutRecord
+from treering.corpus.prepared import HeldOutRecord, Manifest
 from treering.errors import TreeringError
 from treering.tokenizer import encode, identity, save
 
@@ -281,7 +281,7 @@ def test_a_corpus_made_before_there_was_calibration_is_read(calibrated: Path, tm
         for field in [name for name in record if name.startswith("calibration")]:
             del record[field]
     assert "calibration_" not in json.dumps(manifest)
-    path.write_text(json.dumps(manifest))
+    rewritten(path, manifest)
     old = Corpus.load(tmp_path / "old")
     none = HeldOutRecord(documents=0, tokens=0, text_bytes=0)
     assert old.manifest == load_manifest(calibrated / "without").model_copy(update={"calibration": none})
@@ -305,7 +305,7 @@ def test_a_corpus_made_before_near_duplicates_were_looked_for_is_read(calibrated
     for record in (manifest, *manifest["sources"]):
         for field in [name for name in record if name.startswith(later)]:
             del record[field]
-    path.write_text(json.dumps(manifest))
+    rewritten(path, manifest)
     old = Corpus.load(tmp_path / "old").manifest
     assert old.overlap is None
     assert (old.duplicate_bytes, old.sources[0].cut_bytes) == (0, 0)
@@ -543,10 +543,16 @@ def test_links_and_devices_are_not_read(whole: Path, name: str) -> None:
         Corpus.load(whole)
 
 
+def rewritten(path: Path, manifest: dict[str, Any]) -> None:
+    """Another manifest in a corpus, as a stranger or an earlier version would leave it: with no checksum of it."""
+    path.write_text(json.dumps(manifest))
+    path.with_name("manifest.sha256").unlink(missing_ok=True)
+
+
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     manifest = json.loads(path.read_text())
     change(manifest)
-    path.write_text(json.dumps(manifest))
+    rewritten(path, manifest)
 
 
 @pytest.mark.parametrize(
@@ -572,6 +578,23 @@ def test_a_manifest_that_does_not_fit_is_told(
     edit(whole / "manifest.json", change)
     with pytest.raises(TreeringError, match=expected):
         Corpus.load(whole)
+
+
+def test_one_bit_of_a_manifest_is_told_and_sha256sum_agrees_with_the_rest(whole: Path) -> None:
+    checked = subprocess.run(["sha256sum", "-c", "manifest.sha256"], cwd=whole, capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "manifest.json: OK\n")
+    path = whole / "manifest.json"
+    before = path.read_bytes()
+    at = before.index(b"documents") + len(b'documents": ')
+    path.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])  # a digit to another
+    with pytest.raises(TreeringError, match=r"manifest\.json.*does not have the SHA-256 that manifest\.sha256 says"):
+        Corpus.load(whole)
+    path.write_bytes(before)
+    (whole / "manifest.sha256").write_text("0" * 64 + "  manifest.json\n")
+    with pytest.raises(TreeringError, match="does not have the SHA-256"):
+        load_manifest(whole)
+    (whole / "manifest.sha256").unlink()  # an earlier version wrote none
+    assert load_manifest(whole) == Manifest.model_validate_json(before)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from treering.corpus.prepared import (
     CALIBRATION,
     FORMAT_VERSION,
     MANIFEST,
+    MANIFEST_SUM,
     ORDER,
     SPLIT_RULE,
     TRAIN,
@@ -39,6 +40,7 @@ from treering.corpus.prepared import (
     TokenizerRecord,
     TrainRecord,
     document_line,
+    manifest_sum,
 )
 from treering.corpus.source import EMBEDDED_PREFIX, HUB_PREFIX, Source, Split, split_of
 from treering.corpus.spool import Spool, Texts, read_texts
@@ -164,7 +166,9 @@ def prepare(
             duplicate_bytes=duplicate_bytes,
             overlap=OverlapRecord(paragraph_bytes=overlap.paragraph_bytes, before=overlap.before, after=overlap.after),
         )
-        (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        content = (manifest.model_dump_json(indent=2) + "\n").encode()
+        (staging / MANIFEST).write_bytes(content)
+        (staging / MANIFEST_SUM).write_bytes(manifest_sum(content))
     return Corpus.load(output, console)
 
 

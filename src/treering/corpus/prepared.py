@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MANIFEST, TRAIN, VALIDATION, CALIBRATION = "manifest.json", "train.arrow", "validation.arrow", "calibration.arrow"
+MANIFEST_SUM = "manifest.sha256"
 SPLIT_RULE = (
     "validation if the first 48 bits of SHA-256('treering validation' NUL id), as a fraction of 2^48, are "
     "below the validation share; else calibration if they are below the sum of both shares; else training; "
@@ -270,7 +271,17 @@ def _read_manifest(directory: Path) -> tuple[Manifest, str]:
             f"{directory} has the corpus format {manifest.format_version}; this Treering reads "
             f"{FORMAT_VERSION}. Prepare it again."
         )
-    return manifest, hashlib.sha256(content).hexdigest()
+    fingerprint = hashlib.sha256(content).hexdigest()
+    if directory.joinpath(MANIFEST_SUM).exists():  # an earlier version wrote none
+        with inside(directory, MANIFEST_SUM).open("rb") as file:
+            if file.read(len(content)) != manifest_sum(content):
+                raise damaged(path, f"it does not have the SHA-256 that {MANIFEST_SUM} says")
+    return manifest, fingerprint
+
+
+def manifest_sum(content: bytes) -> bytes:
+    """What ``manifest.sha256`` holds of a manifest, as ``sha256sum`` writes and checks it."""
+    return f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode()
 
 
 def _blocks(directory: Path, manifest: Manifest, console: Console | None) -> Blocks:
