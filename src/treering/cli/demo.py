@@ -16,6 +16,9 @@ def demo(
     pretrained: Annotated[
         str | None, typer.Option(metavar="MODEL", help="branches on this model instead: DIR, hub:NAME or FILE.gguf")
     ] = None,
+    pages: Annotated[
+        int | None, typer.Option(min=20, help="with --pretrained: help pages of each language, a tenth held out")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="a small one that only shows that all works")] = False,
     json: Annotated[bool, typer.Option("--json", help="the results as JSON instead of a table")] = False,
 ) -> None:
@@ -33,10 +36,12 @@ def demo(
     from treering.evaluation import as_table
 
     begun, console = time.perf_counter(), progress()
-    output = output or Path("runs/demo-pretrained" if pretrained else "runs/demo")
-    result = (
-        demo_pretrained(pretrained, output, quick, console) if pretrained else of_specialists(output, quick, console)
-    )
+    if pretrained:
+        place = output or Path("runs/demo-pretrained")
+        result = demo_pretrained(pretrained, place, quick, console, pages)
+    else:
+        place = output or Path("runs/demo")
+        result = of_specialists(place, quick, console)
     if json:
         print_json(data=result.rows)
     else:
@@ -44,4 +49,4 @@ def demo(
         out.print(as_table(result.rows))
         for sentence in result.findings:
             out.print(sentence, highlight=False, soft_wrap=True)
-    console.print(f"{time.perf_counter() - begun:,.0f} s; look at {output / 'report.html'}")
+    console.print(f"{time.perf_counter() - begun:,.0f} s; look at {place / 'report.html'}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,15 @@ class Size:
     block: int = 256
 
 
-FULL, QUICK = Size(500, 2, 20), Size(30, 1, 1)
+FULL, QUICK = Size(400, 2, 20), Size(30, 1, 1)
 
 
 def demo_pretrained(
-    model: str, output: str | os.PathLike[str], quick: bool = False, console: Console | None = None
+    model: str,
+    output: str | os.PathLike[str],
+    quick: bool = False,
+    console: Console | None = None,
+    pages: int | None = None,
 ) -> DemoResult:
     """Grow a Russian and a Chinese branch on a pretrained model, join them, measure, and leave all in ``output``.
 
@@ -87,14 +91,20 @@ def demo_pretrained(
     Args:
         model: directory, ``hub:NAME`` or ``FILE.gguf`` of a model that branches can grow on; best one that was trained
             on English.
+        pages: of each language, instead of as many as the demo takes; a tenth of them is held out.
 
     Raises:
         TreeringError: ``output`` holds something else or another process makes it, or the model cannot be read or has
             no place for branches.
     """
     console, output, size = console or Console(stderr=True), Path(output), QUICK if quick else FULL
+    size = replace(size, pages=pages or size.pages)
     with locked(output):
-        claim(output, {"pretrained": model, "quick": quick}, {"branch.yaml": yaml.safe_dump(_recipe(size))})
+        claim(
+            output,
+            {"pretrained": model, "quick": quick, "pages": size.pages},
+            {"branch.yaml": yaml.safe_dump(_recipe(size))},
+        )
         tokenizer = _base(output / "base", model, console)
         for branch in BRANCHES:
             _branch(output, branch, tokenizer, size, console)
