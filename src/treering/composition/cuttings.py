@@ -133,10 +133,10 @@ def root(place: str | os.PathLike[str], bases: Mapping[str, Rooted]) -> tuple[Ma
     path = read_json(file)
     check(PathSchema, path, str(file))
     own = fingerprints.shard(inside(directory, WEIGHTS))
+    wanted = {path["embedding"], path["head"], *path["blocks"]}
     tensors: dict[str, Tensor] = {}
     for names, base, theirs in bases.values():
         if base.model_type == config.model_type:
-            wanted = {path["embedding"], path["head"], *path["blocks"]}
             found = parts.named(base, theirs, names)
             for part in wanted & found.keys():
                 tensors |= found[part]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -323,34 +323,37 @@ def _rearranged(
     stay = _staying(before, after)
     missing = [part for part in layout.parts(after) if part.file not in stay and part.kind != "fit"]
     needed = {next((name for name in part.experts if name in joining), part.experts[0]) for part in missing}
-    wholes = dict(joining)
-    for record in before.experts:
-        if record["name"] in needed:
-            wholes[record["name"]] = _stored_whole(directory, before, record)
+    there = needed & {record["name"] for record in before.experts}
+    wholes = {**joining, **_stored_wholes(directory, before, there)}
     records = [record for record in after.experts if record["name"] in wholes]
     arranged = layout.shards(arrange(after.tree, records, wholes))
     return {part.file: arranged[part.file] for part in missing}
 
 
-def _stored_whole(directory: Path, config: CompositionConfig, record: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All tensors of an expert in a composition, as Hugging Face names them; read when they are used.
+def _stored_wholes(directory: Path, config: CompositionConfig, names: Collection[str]) -> dict[str, dict[str, Tensor]]:
+    """By expert, its tensors in a composition as Hugging Face names them; read when they are used, but for one reading
+    of each file that compares it with its fingerprint.
 
     Raises:
         TreeringError: they are not what was written.
     """
-    own = [part.file for part in layout.parts(config) if record["name"] in part.experts]
-    fingerprints.verify(config, directory, own)
-    tensors = {name: t for file in own for name, t in fingerprints.shard(inside(directory, file)).items()}
-    return whole(config.tree, record, tensors)
+    used = [part for part in layout.parts(config) if set(names) & set(part.experts)]
+    fingerprints.verify(config, directory, {part.file for part in used})
+    shards = {part.file: fingerprints.shard(inside(directory, part.file)) for part in used}
+    wholes = {}
+    for record in config.experts:
+        if record["name"] in names:
+            own = (shards[part.file] for part in used if record["name"] in part.experts)
+            tensors = {name: tensor for shard in own for name, tensor in shard.items()}
+            wholes[record["name"]] = whole(config.tree, record, tensors)
+    return wholes
 
 
 def _standing(directory: Path, config: CompositionConfig) -> dict[str, Rooted]:
     """What a branch that joins a composition may stand on."""
-    return {
-        record["name"]: (record["path"], expert_config(record), _stored_whole(directory, config, record))
-        for record in config.experts
-        if record.get("path")
-    }
+    known = {record["name"]: record for record in config.experts if record.get("path")}
+    wholes = _stored_wholes(directory, config, known)
+    return {name: (record["path"], expert_config(record), wholes[name]) for name, record in known.items()}
 
 
 def _staying(before: CompositionConfig, after: CompositionConfig) -> set[str]:
