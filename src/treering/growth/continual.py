@@ -405,8 +405,12 @@ class _Study:
 
     def rank(self) -> int:
         """Of LoRA on every linear layer of the base's blocks, so that as many numbers train as in a branch."""
+        return max(1, round(self._branch_size() / self._rank_size()))
+
+    def _rank_size(self) -> int:
+        """Parameters of LoRA for each rank."""
         sides = sum(rows + columns for _, rows, columns in shape_of(self.base.config, 1).linear)
-        return max(1, round(self._branch_size() / (sides * len(backbone.blocks(self.base)))))
+        return sides * len(backbone.blocks(self.base))
 
     def _branch_size(self) -> int:
         block = sum(parameter.numel() for parameter in backbone.blocks(self.base)[-1].parameters())
@@ -418,8 +422,7 @@ class _Study:
         """That train for a task, and that are kept when all tasks have arrived."""
         whole, tasks, branch = self.base.num_parameters(), len(self.recipe.tasks), self._branch_size()
         unit = UNITS[method]
-        sides = sum(rows + columns for _, rows, columns in shape_of(self.base.config, 1).linear)
-        lora = self.rank() * sides * len(backbone.blocks(self.base))
+        lora = self.rank() * self._rank_size()
         trained = {"whole": whole, "lora": lora, "lora on": lora}.get(unit, branch)
         if unit == "whole":
             return trained, whole * tasks
