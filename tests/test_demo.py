@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 from treering import load_model
 from treering.composition import DEFAULT_RULE
 from treering.corpus import Corpus
-from treering.demo import demo
+from treering.demo import demo, steps
 from treering.demo import specialists as module
 from treering.demo.specialists import COMPARED
 from treering.errors import TreeringError
@@ -80,7 +80,7 @@ def test_the_report_is_one_self_contained_page(made):
 
 def test_a_finished_demo_is_only_shown_again(made, monkeypatch):
     monkeypatch.setattr(module, "train_expert", None)
-    monkeypatch.setattr(module, "generate", None)
+    monkeypatch.setattr(steps, "generate", None)
     before = {p: p.stat().st_mtime_ns for p in made.rglob("*") if p.is_file()}
     assert quietly(made, quick=True).rows == json.loads((made / "results.json").read_text())
     assert {p: p.stat().st_mtime_ns for p in made.rglob("*") if p.is_file()} == before

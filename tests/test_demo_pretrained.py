@@ -11,9 +11,11 @@ import pytest
 import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 from treering import load_model
 from treering import tokenizer as tokenizers
+from treering.cli.main import app
 from treering.composition import DEFAULT_RULE, list_experts
 from treering.demo import demo_pretrained
 from treering.demo import pretrained as module
@@ -87,3 +89,8 @@ def test_it_goes_on_where_it_stopped_and_is_only_shown_when_finished(made, base,
     assert quietly(base, made).rows == rows
     with pytest.raises(TreeringError, match="another kind, size or version"):
         quietly("another", made)
+
+
+def test_pages_are_of_this_demo_alone():
+    told = CliRunner().invoke(app, ["demo", "--pages", "50"])
+    assert isinstance(told.exception, TreeringError) and "--pretrained MODEL" in str(told.exception)

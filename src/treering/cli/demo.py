@@ -33,8 +33,11 @@ def demo(
     from treering.cli.console import progress, results
     from treering.demo import demo as of_specialists
     from treering.demo import demo_pretrained
+    from treering.errors import TreeringError
     from treering.evaluation import as_table
 
+    if pages and not pretrained:
+        raise TreeringError("--pages is of the demo on a pretrained model: give --pretrained MODEL with it.")
     begun, console = time.perf_counter(), progress()
     if pretrained:
         place = output or Path("runs/demo-pretrained")

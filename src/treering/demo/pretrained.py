@@ -26,6 +26,7 @@ from treering.demo.steps import (
     claim,
     machine,
     run_in_words,
+    samples,
     save,
     saved,
     scores_table,
@@ -36,7 +37,6 @@ from treering.evaluation import (
     DocumentLosses,
     composition_losses,
     explain,
-    generate,
     held_out_texts,
     paired_change,
     require_composition,
@@ -196,6 +196,7 @@ def _interval(change: Change) -> str:
 def _report(
     output: Path, result: DemoResult, joined: ComposedModel, tokenizer: PreTrainedTokenizerFast, model: str
 ) -> None:
+    base = joined.expert("base")
     runs = {name: json.loads((output / name / "growth.json").read_text()) for name in BRANCHES}
     histories = {name: json.loads((output / name / "history.json").read_text()) for name in BRANCHES}
     figure = scores([{**r, "model": _label(r["model"], r["rule"])} for r in result.rows])
@@ -213,15 +214,15 @@ def _report(
         loss_figure=as_svg(loss_curves(histories), "loss"),
         **painted(explain(joined, tokenizer, MIXED)),
         rule=str(joined.rule),
-        samples=_samples(output, joined, tokenizer),
+        samples=samples({"base": base, "joined": joined}.items(), tokenizer),
         temperature=TEMPERATURE,
         facts=[
-            ("base", f"{model}: {load_model(output / 'base').num_parameters():,} parameters"),
+            ("base", f"{model}: {base.num_parameters():,} parameters"),
             *((f"branch {name}", _branch_in_words(run)) for name, run in runs.items()),
             ("joined", f"{joined.num_parameters():,} parameters; the base and each branch's own blocks, once each"),
             ("on disk", _sizes(output)),
         ],
-        commands=_commands(model, output),
+        commands=_commands(model),
     )
     write_file(output / "report.html", page)
 
@@ -240,20 +241,7 @@ def _sizes(output: Path) -> str:
     return ", ".join(f"{name} {size:,.0f} MiB" for name, size in files.items())
 
 
-def _samples(output: Path, joined: ComposedModel, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, Any]]:
-    return [
-        {
-            "model": name,
-            "pieces": [
-                {"prompt": prompt, "continuation": generate(model, tokenizer, prompt, 48, TEMPERATURE, seed=1)}
-                for prompt in PROMPTS.values()
-            ],
-        }
-        for name, model in {"base": load_model(output / "base"), "joined": joined}.items()
-    ]
-
-
-def _commands(model: str, output: Path) -> str:
+def _commands(model: str) -> str:
     """The same by hand; pages are fewer here than ``data prepare`` takes."""
     return "\n".join(
         [

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -26,6 +25,7 @@ from treering.demo.steps import (
     claim,
     machine,
     run_in_words,
+    samples,
     save,
     saved,
     scores_table,
@@ -34,7 +34,6 @@ from treering.demo.steps import (
 from treering.evaluation import (
     DocumentLosses,
     composition_losses,
-    generate,
     held_out_texts,
     paired_change,
     require_composition,
@@ -216,7 +215,7 @@ def _report(
         fingerprint=substrate.fingerprint,
         sheet=as_png_url(substrates.draw_sheet(tokenizer, substrate)),
         temperature=TEMPERATURE,
-        samples=_samples(output, tokenizer),
+        samples=samples(((name, load_model(output / name)) for name in (*EXPERTS, "composed")), tokenizer),
         facts=[
             ("tokenizer", f"{len(tokenizer):,} tokens, {tokenizers.identity(tokenizer)[:16]}…"),
             *((f"expert {name}", run_in_words(run)) for name, run in measured_runs.items()),
@@ -230,18 +229,6 @@ def _report(
 
 def _label(model: str, rule: str | None) -> str:
     return f"{model}, {rule}" if rule else model
-
-
-def _samples(output: Path, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, Any]]:
-    samples = []
-    for name in (*EXPERTS, "composed"):
-        model = load_model(output / name)
-        pieces = [
-            {"prompt": prompt, "continuation": generate(model, tokenizer, prompt, 48, TEMPERATURE, seed=1)}
-            for prompt in PROMPTS.values()
-        ]
-        samples.append({"model": name, "pieces": pieces})
-    return samples
 
 
 def _commands(size: Size) -> str:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering import __version__
 from treering.errors import TreeringError
-from treering.evaluation import Row
+from treering.evaluation import Row, generate
 from treering.output import write_file
 
 PROMPTS = {
@@ -91,6 +92,20 @@ def scores_table(rows: list[Row], label: Callable[[str, str | None], str]) -> li
             ],
         }
         for model, rule in dict.fromkeys((r["model"], r["rule"]) for r in rows)
+    ]
+
+
+def samples(models: Iterable[tuple[str, PreTrainedModel]], tokenizer: PreTrainedTokenizerFast) -> list[dict[str, Any]]:
+    """What models write after each of `PROMPTS`; they may be loaded one after the other."""
+    return [
+        {
+            "model": name,
+            "pieces": [
+                {"prompt": prompt, "continuation": generate(model, tokenizer, prompt, 48, TEMPERATURE, seed=1)}
+                for prompt in PROMPTS.values()
+            ],
+        }
+        for name, model in models
     ]
 
 
