@@ -73,7 +73,7 @@ class Size:
     block: int = 256
 
 
-FULL, QUICK = Size(400, 2, 20), Size(30, 1, 1)
+FULL, QUICK = Size(400, 2, 20), Size(30, 1, 2)
 
 
 def demo_pretrained(
