@@ -18,6 +18,8 @@ from treering.errors import TreeringError
 
 LOGITS_AT_ONCE = 2**21
 """Logits (tokens × vocabulary) that exist at once while a long prompt is weighed: 8 MiB in float32."""
+WEIGHED_AT_ONCE = 2**18
+"""Of those, how many a processor takes at once to normalise them, which needs four times their memory."""
 FEW = 16
 """Rows of states for which a product with a head takes as long as reading the head's matrix."""
 
@@ -206,8 +208,14 @@ class Reader:
         """
         if logits is None:
             step = max(1, LOGITS_AT_ONCE // (len(tokens) * self.vocabulary))
+            few = max(1, WEIGHED_AT_ONCE // (len(tokens) * self.vocabulary)) if final.device.type == "cpu" else step
             parts = zip(final[:, :-1].split(step, 1), tokens[:, 1:].split(step, 1), strict=True)
-            return torch.cat([log_likelihood(self.logits(part), part_tokens) for part, part_tokens in parts], 1)
+            weighed = [
+                log_likelihood(*own)
+                for part, part_tokens in parts
+                for own in zip(self.logits(part).split(few, 1), part_tokens.split(few, 1), strict=True)
+            ]
+            return torch.cat(weighed, 1)
         return log_likelihood(logits[:, :-1], tokens[:, 1:])
 
 
