@@ -330,7 +330,7 @@ def dock(config: PreTrainedConfig, substrate: Substrate, tokenizer: PreTrainedTo
         )
     require_same(substrate, tokenizer)
     config.tie_word_embeddings = False
-    config.bos_token_id = tokenizer.bos_token_id
+    config.bos_token_id = tokenizer.eos_token_id  # documents begin after it
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     config.treering = {

@@ -37,7 +37,7 @@ def test_special_tokens_bytes_and_unused(unicode_tokenizer: PreTrainedTokenizerF
     assert [tokens[0xE017 + i] for i in range(105)] == [f"<unused_{0xE017 + i}>" for i in range(105)]
     assert [tokens[0xE080 + i] for i in range(128)] == [f"<0x{128 + i:02X}>" for i in range(128)]
     assert unicode_tokenizer.pad_token_id == 0xE000
-    assert unicode_tokenizer.bos_token_id == 0xE001
+    assert unicode_tokenizer.bos_token_id == unicode_tokenizer.eos_token_id == 0xE002
     assert unicode_tokenizer.eos_token_id == 0xE002
     assert unicode_tokenizer.unk_token_id == 0xE003
     assert sorted(unicode_tokenizer.added_tokens_decoder) == [0xE000 + i for i in range(23)]

@@ -123,3 +123,64 @@ def abilities(
         print_json(data=found)
     else:
         results().print(as_abilities_table(found))
+
+
+@app.command()
+def tasks(
+    models: Annotated[list[str], typer.Argument(help="models and compositions: DIR, NAME=DIR, hub:NAME, FILE.gguf")],
+    tasks: Annotated[str, typer.Option(help="lm-eval's tasks, groups and tags, with commas; patterns as 'mmlu_*' too")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="question sets on disk: ORGANISATION/NAME as on the hub, and BIG-bench's NAME.json, which are the "
+            "tasks bigbench_NAME",
+        ),
+    ] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="examples before a question, not the task's own")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="questions per task at most, the first ones")] = None,
+    rule: Annotated[str | None, typer.Option(help="joins the experts of compositions, not their own rule")] = None,
+    device: Annotated[str | None, typer.Option(help="where models run; a GPU if there is one")] = None,
+    json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
+    trust_remote_code: arguments.TrustRemoteCode = False,
+) -> None:
+    """lm-eval's own tasks (MMLU, ARC, BoolQ …), scored as lm-eval does, with standard errors.
+
+    Example: treering eval tasks expert=expert-ru joined --tasks arc_easy,boolq --limit 100
+    """
+    from rich import print_json
+
+    from treering.cli.console import progress, results
+    from treering.composition import load_model
+    from treering.evaluation.harness import TaskScore, as_tasks_table, evaluate_tasks, require_lm_eval
+    from treering.tokenizer import load
+
+    require_lm_eval()
+    chosen = [name.strip() for name in tasks.split(",") if name.strip()]
+    console = progress()
+    rows: list[TaskScore] = []
+    for entry in models:
+        name, path = arguments.named(entry)
+        console.print(f"measuring {path}", highlight=False, markup=False)
+        model = load_model(path, rule=rule, trust_remote_code=trust_remote_code)
+        rows += evaluate_tasks(name, model, load(path, trust_remote_code), chosen, data, shots, limit, device)
+    if json:
+        print_json(data=rows)
+    else:
+        results().print(as_tasks_table(rows))
+
+
+def lm_eval(arguments: typer.Context) -> None:
+    """lm-eval's own command line, to which --model treering --model_args pretrained=DIR is known.
+
+    Example: treering lm-eval run --model treering --model_args pretrained=joined,rule=evidence --tasks boolq
+    """
+    import sys
+
+    from treering.evaluation.harness import require_lm_eval
+
+    require_lm_eval()
+    from lm_eval.__main__ import cli_evaluate
+
+    sys.argv = ["lm-eval", *arguments.args]
+    cli_evaluate()

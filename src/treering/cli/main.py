@@ -39,6 +39,9 @@ app.command()(compose.generate)
 app.command()(explain.explain)
 app.command()(serve.serve)
 app.add_typer(eval.app, name="eval")
+app.command(
+    "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(eval.lm_eval)
 app.add_typer(study.app, name="study")
 
 

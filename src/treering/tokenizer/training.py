@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from treering.errors import TreeringError
 from treering.tokenizer import mining
@@ -82,7 +83,7 @@ def _assemble(vocabulary: dict[str, int], merges: list[mining.Merge], pattern: s
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
-        bos_token="<s>",
+        bos_token="</s>",  # what stands before each document, also where other tools ask what one begins with
         eos_token="</s>",
         unk_token="<unk>",
         split_special_tokens=True,  # a document cannot forge </s>
@@ -90,15 +91,29 @@ def _assemble(vocabulary: dict[str, int], merges: list[mining.Merge], pattern: s
     )
 
 
-def save(tokenizer: PreTrainedTokenizerFast, directory: str | os.PathLike[str]) -> None:
+def save(
+    tokenizer: PreTrainedTokenizerFast,
+    directory: str | os.PathLike[str],
+    context: int | None = None,
+    begins_with_separator: bool = False,
+) -> None:
     """``save_pretrained`` that names the class ``PreTrainedTokenizerFast``, as transformers 4 and 5 know it.
 
     transformers 5 itself writes its new name for the same class, ``TokenizersBackend``.
+
+    Args:
+        context: tokens that the model beside it reads at most: ``model_max_length``, if it has none yet.
+        begins_with_separator: the model beside it has seen no other beginning of a text than the separator, so that is
+            what ``bos_token`` names; other tools, such as lm-eval, put it before a text.
     """
     tokenizer.save_pretrained(directory)
     path = Path(directory) / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     if config["tokenizer_class"] == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
-        path.write_text(text + "\n", encoding="utf-8")
+    if context is not None and config.get("model_max_length", VERY_LARGE_INTEGER) >= VERY_LARGE_INTEGER:
+        config["model_max_length"] = context
+    if begins_with_separator:
+        config["bos_token"] = config["eos_token"]
+    text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
+    path.write_text(text + "\n", encoding="utf-8")

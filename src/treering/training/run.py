@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallba
 
 from treering import corpus as corpora
 from treering import tokenizer as tokenizers
-from treering.backbone import blocks, residual_outputs
+from treering.backbone import blocks, residual_outputs, standing
 from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory
 from treering.seal import seal
@@ -355,7 +355,8 @@ def export(
     record = {"origin": origin, "settings": settings.model_dump(mode="json"), "measured": measured}
     with staged_directory(output) as staging:
         model.save_pretrained(staging)
-        tokenizers.save(tokenizer, staging)
+        context, docked = getattr(model.config, "max_position_embeddings", None), standing(model.config) is not None
+        tokenizers.save(tokenizer, staging, context, begins_with_separator=docked)
         (staging / "training.json").write_text(json.dumps(record, indent=2))
         for name, content in {"history": result.history, **more}.items():
             (staging / f"{name}.json").write_text(json.dumps(content))

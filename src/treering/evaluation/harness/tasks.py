@@ -1,0 +1,204 @@
+"""Any of lm-eval's tasks, and question sets on disk, on any number of models."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, TypedDict
+
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from treering.errors import TreeringError
+from treering.reading import printable
+
+
+class TaskScore(TypedDict):
+    """One measure of one model on one task, with its standard error as lm-eval has it; None where it has none."""
+
+    model: str
+    task: str
+    version: float | str | None
+    shots: int | None
+    measure: str
+    value: float
+    stderr: float | None
+    count: int | None
+
+
+def require_lm_eval() -> Any:
+    """The package lm-eval, with ``treering`` among its models.
+
+    Raises:
+        TreeringError: it is not installed.
+    """
+    try:
+        import lm_eval.evaluator
+        import lm_eval.tasks
+
+        from treering.evaluation.harness import model  # noqa: F401
+    except ImportError as error:
+        raise TreeringError(f"lm-eval is not installed ({error}): pip install 'treering[lm-eval]'") from None
+    return lm_eval
+
+
+def evaluate_tasks(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    tasks: Sequence[str],
+    data: str | os.PathLike[str] | None = None,
+    shots: int | None = None,
+    limit: int | None = None,
+    device: str | None = None,
+    seed: int = 1234,
+) -> list[TaskScore]:
+    """Score a model on tasks as lm-eval defines them.
+
+    Args:
+        name: what the rows call the model.
+        tasks: names of lm-eval's tasks, groups and tags, or patterns as ``mmlu_*``; with ``data`` also
+            ``bigbench_NAME`` for each question set there.
+        data: a directory of question sets in BIG-bench's form (``NAME.json``, ``NAME.json.xz``, ``NAME/task.json``)
+            and of data sets of the hub (``ORGANISATION/NAME``, as ``hf download --repo-type dataset`` leaves them),
+            which are used instead of the network.
+        shots: examples before each question, instead of the tasks' own numbers.
+        limit: questions of each task at most, the first ones.
+        seed: of the examples.
+
+    Raises:
+        TreeringError: lm-eval is not installed, there is no such task, or its questions cannot be had.
+    """
+    lm_eval = require_lm_eval()
+    from treering.evaluation.harness import bigbench
+    from treering.evaluation.harness.model import TreeringLM
+
+    directory = Path(data) if data is not None else None
+    if directory is not None and not directory.is_dir():
+        raise TreeringError(f"{data} is no directory of data sets.")
+    own = bigbench.question_sets(directory) if directory else {}
+    with _quiet():
+        manager = lm_eval.tasks.TaskManager()
+        chosen = [
+            bigbench.task(found, own[found]) if found in own else found
+            for found in _matching(tasks, own, manager.all_tasks)
+        ]
+        with _inside(directory):
+            loaded = [_loaded(manager, spec) for spec in chosen]
+        results = lm_eval.simple_evaluate(
+            TreeringLM(model, tokenizer, device=device),
+            tasks=[task for found in loaded for task in (found if isinstance(found, list) else [found])],
+            task_manager=manager,
+            num_fewshot=shots,
+            limit=limit,
+            log_samples=False,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    return _rows(name, results)
+
+
+def as_tasks_table(rows: Sequence[TaskScore]) -> Table:
+    """The scores as people read them."""
+    table = Table("model", "task", "version", "shots", "measure", box=None)
+    for column in ("value", "± standard error", "questions"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row["model"],
+            row["task"],
+            "" if row["version"] is None else f"{row['version']}",
+            "" if row["shots"] is None else f"{row['shots']}",
+            row["measure"],
+            f"{row['value']:.4f}",
+            "" if row["stderr"] is None else f"± {row['stderr']:.4f}",
+            "" if row["count"] is None else f"{row['count']:,}",
+        )
+    return table
+
+
+def _matching(patterns: Sequence[str], own: Mapping[str, Path], known: Sequence[str]) -> list[str]:
+    """The tasks that are meant, each once; question sets on disk go before lm-eval's tasks of the same name.
+
+    Raises:
+        TreeringError: nothing has such a name; says which names come near.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        names = [name for name in own if fnmatch(name, pattern)] or [name for name in known if fnmatch(name, pattern)]
+        if not names:
+            near = [name for name in [*own, *known] if pattern.split("_")[0].lower() in name.lower()][:8]
+            told = f" Near it are {', '.join(near)}." if near else ""
+            raise TreeringError(
+                f"There is no task {printable(pattern)}.{told} treering lm-eval ls tasks lists those of lm-eval; "
+                "question sets of BIG-bench in --data DIR are bigbench_NAME."
+            )
+        found |= dict.fromkeys(names)
+    return list(found)
+
+
+def _loaded(manager: Any, spec: str | dict[str, Any]) -> Any:
+    """A task with its questions, a group, or the tasks of a tag."""
+    try:
+        return manager._load_spec(spec)
+    except Exception as error:  # datasets, the hub and httpx each raise their own
+        name, told = spec if isinstance(spec, str) else spec["task"], [*str(error).splitlines(), type(error).__name__]
+        raise TreeringError(
+            f"The questions of {name} cannot be had: {printable(told[0], 300)}\n"
+            "Without a network, fetch them elsewhere, hf download --repo-type dataset ORGANISATION/NAME --local-dir "
+            "DIR/ORGANISATION/NAME, and give --data DIR."
+        ) from error
+
+
+def _rows(name: str, results: Mapping[str, Any]) -> list[TaskScore]:
+    rows: list[TaskScore] = []
+    for task, values in results["results"].items():
+        counts = results.get("n-samples", {}).get(task)
+        for key, value in values.items():
+            measure, _, kind = key.partition(",")
+            if not kind or measure.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            error = values.get(f"{measure}_stderr,{kind}")
+            rows.append(
+                {
+                    "model": name,
+                    "task": task,
+                    "version": results["versions"].get(task),
+                    "shots": results["n-shot"].get(task),
+                    "measure": measure if kind == "none" else f"{measure} ({kind})",
+                    "value": float(value),
+                    "stderr": float(error) if isinstance(error, int | float) else None,
+                    "count": counts["effective"] if counts else None,
+                }
+            )
+    return rows
+
+
+@contextlib.contextmanager
+def _inside(directory: Path | None) -> Iterator[None]:
+    """Work in a directory, where ``datasets`` finds ``ORGANISATION/NAME`` before it asks the hub."""
+    before = Path.cwd()
+    if directory is not None:
+        os.chdir(directory)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval tells much of what it does, and warns of a model that is loaded already."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
