@@ -142,7 +142,7 @@ def test_what_is_no_question_set_is_refused(sets, name, told):
 
 def test_scores_of_a_question_set_are_counted_by_hand(plain, sets, tokenizer):
     model = load_model(plain)
-    rows = evaluate_tasks("m", model, tokenizer, ["bigbench_colours", "bigbench_sums"], sets, device="cpu")
+    found = evaluate_tasks("m", model, tokenizer, ["bigbench_colours", "bigbench_sums"], sets, device="cpu")
     right = []
     for example in SET["examples"]:
         choices = example["target_scores"]
@@ -153,7 +153,8 @@ def test_scores_of_a_question_set_are_counted_by_hand(plain, sets, tokenizer):
             logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             likelihoods.append(sum(float(logs[i - 1, ids[i]]) for i in range(begin, len(ids))))
         right.append(list(choices.values())[max(range(len(choices)), key=likelihoods.__getitem__)])
-    scores = {row["task"]: row for row in rows}
+    assert found.answers["bigbench_colours", "acc"].tolist() == right
+    scores = {row["task"]: row for row in found.scores}
     assert scores["bigbench_colours"]["value"] == sum(right) / len(right)
     assert (scores["bigbench_colours"]["count"], scores["bigbench_colours"]["measure"]) == (2, "acc")
     assert (scores["bigbench_sums"]["count"], scores["bigbench_sums"]["measure"]) == (1, "exact_match")

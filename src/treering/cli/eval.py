@@ -163,7 +163,7 @@ def tasks(
         name, path = arguments.named(entry)
         console.print(f"measuring {path}", highlight=False, markup=False)
         model = load_model(path, rule=rule, trust_remote_code=trust_remote_code)
-        rows += evaluate_tasks(name, model, load(path, trust_remote_code), chosen, data, shots, limit, device)
+        rows += evaluate_tasks(name, model, load(path, trust_remote_code), chosen, data, shots, limit, device).scores
     if json:
         print_json(data=rows)
     else:

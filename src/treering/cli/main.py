@@ -16,7 +16,21 @@ from rich.console import Console
 from rich.text import Text
 from safetensors import SafetensorError
 
-from treering.cli import compose, data, demo, eval, explain, grow, model, serve, study, substrate, tokenizer, train
+from treering.cli import (
+    compare,
+    compose,
+    data,
+    demo,
+    eval,
+    explain,
+    grow,
+    model,
+    serve,
+    study,
+    substrate,
+    tokenizer,
+    train,
+)
 from treering.errors import Interrupted, TreeringError
 from treering.reading import printable
 
@@ -39,6 +53,7 @@ app.command()(compose.generate)
 app.command()(explain.explain)
 app.command()(serve.serve)
 app.add_typer(eval.app, name="eval")
+app.command()(compare.compare)
 app.command(
     "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(eval.lm_eval)

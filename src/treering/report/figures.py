@@ -88,6 +88,25 @@ def arrivals(matrices: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
     return figure
 
 
+def heat_map(models: Sequence[str], subjects: Sequence[str], cells: Sequence[Sequence[tuple[float, float]]]) -> Figure:
+    """Models down, subjects across, as the paper prints its results; each value stands in its cell.
+
+    Args:
+        cells: [model][subject], the value that is written and how good it is among its subject's, from 0 to 1.
+    """
+    figure = Figure(figsize=(2.2 + 1.05 * len(subjects), 1.4 + 0.42 * len(models)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow([[good for _, good in row] for row in cells], cmap="YlGn", vmin=0, vmax=1.25, aspect="auto")
+    for down, row in enumerate(cells):
+        for across, (value, good) in enumerate(row):
+            axes.text(across, down, f"{value:.3f}", ha="center", va="center", weight="bold" if good == 1 else "normal")
+    axes.set_xticks(range(len(subjects)), subjects, rotation=25, ha="right")
+    axes.set_yticks(range(len(models)), models)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
 def as_svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element to stand inside a page, under a ``name`` of its own there; its text stays text."""
     buffer = io.StringIO()

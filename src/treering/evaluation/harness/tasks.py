@@ -6,10 +6,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -28,6 +30,19 @@ class TaskScore(TypedDict):
     value: float
     stderr: float | None
     count: int | None
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """What a model reached on tasks.
+
+    Attributes:
+        scores: a row for each task, or group of tasks, and measure.
+        answers: the measure of every question [question], by task and measure; what groups have is that of their tasks.
+    """
+
+    scores: list[TaskScore]
+    answers: dict[tuple[str, str], np.ndarray]
 
 
 def require_lm_eval() -> Any:
@@ -56,7 +71,7 @@ def evaluate_tasks(
     limit: int | None = None,
     device: str | None = None,
     seed: int = 1234,
-) -> list[TaskScore]:
+) -> TaskResults:
     """Score a model on tasks as lm-eval defines them.
 
     Args:
@@ -95,13 +110,12 @@ def evaluate_tasks(
             task_manager=manager,
             num_fewshot=shots,
             limit=limit,
-            log_samples=False,
             random_seed=seed,
             numpy_random_seed=seed,
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-    return _rows(name, results)
+    return TaskResults(_rows(name, results), _answers(results))
 
 
 def as_tasks_table(rows: Sequence[TaskScore]) -> Table:
@@ -178,6 +192,18 @@ def _rows(name: str, results: Mapping[str, Any]) -> list[TaskScore]:
                 }
             )
     return rows
+
+
+def _answers(results: Mapping[str, Any]) -> dict[tuple[str, str], np.ndarray]:
+    """What each question scored, in measures whose value is its mean."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for task, questions in results.get("samples", {}).items():
+        for question in questions:
+            for measure in question["metrics"]:
+                if isinstance(value := question[measure], int | float):
+                    name = measure if question["filter"] == "none" else f"{measure} ({question['filter']})"
+                    found.setdefault((task, name), []).append(float(value))
+    return {key: np.array(values) for key, values in found.items()}
 
 
 @contextlib.contextmanager
