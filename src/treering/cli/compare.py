@@ -80,14 +80,14 @@ def compare(
                 own |= {Subject(task, measure): values for (task, measure), values in answers.items()}
             found[name] = own
     comparison = compare_found(found)
-    for path in output or []:
+    for file in output or []:
         content = {
             ".html": lambda: comparison_page(comparison, shlex.join(["treering", *sys.argv[1:]])),
             ".md": lambda: as_markdown(comparison),
             ".csv": lambda: as_csv(comparison),
             ".json": lambda: dumps(asdict(comparison), indent=1),
-        }[path.suffix]()
-        write_file(path, content)
+        }[file.suffix]()
+        write_file(file, content)
     if json:
         print_json(data=asdict(comparison))
         return

@@ -111,7 +111,7 @@ def best(cells: Sequence[Cell]) -> dict[tuple[str, str], float]:
 
 def goodness(cells: Sequence[Cell]) -> dict[tuple[str, str, str], float]:
     """How good each model is on a subject by a measure, from 0, the worst there, to 1, the best."""
-    found = {}
+    found: dict[tuple[str, str, str], float] = {}
     for (subject, measure), own in by_subject(cells).items():
         values = [-cell["value"] if measure == BITS else cell["value"] for cell in own]
         spread = (max(values) - min(values)) or 1.0

@@ -55,7 +55,7 @@ class TreeringLM(HFLM):
         if isinstance(pretrained, str | os.PathLike):
             tokenizer = tokenizers.load(pretrained, trust_remote_code)
             pretrained = load_model(pretrained, rule=rule, trust_remote_code=trust_remote_code)
-        pretrained.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        pretrained.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
         super().__init__(pretrained, tokenizer=tokenizer, batch_size=batch_size, **kwargs)
 
     def _loglikelihood_tokens(
