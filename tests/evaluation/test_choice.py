@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from treering import tokenizer as tokenizers
 from treering.cli.main import app
 from treering.errors import TreeringError
-from treering.evaluation import Question, abilities, choose, continuations, document_losses, recalls
+from treering.evaluation import Question, abilities, choose, continuations, document_losses, recalls, translations
 from treering.tokenizer import encode, separator
 
 
@@ -106,3 +106,18 @@ def test_the_command_prints_a_table_or_json(model, tokenizer, pages, tmp_path):
     assert table.exit_code == 0 and "recall (200)" in table.stdout and "small" in table.stdout
     rows = json.loads(CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False).stdout)
     assert {row["measure"] for row in rows} == {"bits per byte", "continuation", "recall"}
+
+
+def test_translations_ask_for_the_paragraph_that_corresponds():
+    texts = {f"p{n}": "\n".join(f"paragraph {n}.{i} of the page, long enough" for i in range(6)) for n in range(5)}
+    others = {name: text.upper() for name, text in texts.items()} | {"p4": "too few paragraphs to correspond"}
+    questions = translations(texts, others)
+    assert len(questions) == 4 * 4
+    for question in questions:
+        page, place = question.context.split()[1].split(".")
+        assert question.choices[question.answer] == question.context.strip().upper()
+        assert len(set(question.choices)) == 4
+        assert all(f" {page}." not in choice for i, choice in enumerate(question.choices) if i != question.answer)
+        assert place.isdigit()
+    assert translations(texts, others) == questions
+    assert translations(texts, others, seed=1) != questions

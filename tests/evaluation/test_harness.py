@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import lzma
 import math
+from pathlib import Path
 
 import datasets
 import pytest
 import torch
+import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from typer.testing import CliRunner
@@ -17,8 +19,10 @@ from treering import tokenizer as tokenizers
 from treering.cli.main import app
 from treering.composition import compose, load_model
 from treering.errors import TreeringError
+from treering.evaluation import harness
 from treering.evaluation.harness import bigbench, evaluate_tasks
 from treering.evaluation.harness.model import TreeringLM
+from treering.evaluation.harness.small import questions
 from treering.tokenizer import encode
 
 PAIRS = [
@@ -195,3 +199,19 @@ def test_what_cannot_be_measured_is_said(plain, sets, tokenizer, tasks, told):
         evaluate_tasks("m", load_model(plain), tokenizer, tasks, sets, device="cpu")
     with pytest.raises(TreeringError, match="no directory"):
         evaluate_tasks("m", load_model(plain), tokenizer, tasks, sets / "missing", device="cpu")
+
+
+def test_small_tasks_are_those_that_their_fingerprints_name(plain, tokenizer):
+    files = sorted((Path(harness.__file__).parent / "small").glob("*.yaml"))
+    assert len(files) == 10
+    for file in files:
+        task = yaml.safe_load(file.read_text())
+        rows = questions.dataset(**task["dataset_kwargs"], **task["metadata"])["test"]
+        assert len(rows) > 90
+        assert {len(row["choices"]) for row in rows} == {4}
+    with pytest.raises(TreeringError, match="another version"):
+        questions.dataset("recall", "en", fingerprint="0" * 64)
+    found = evaluate_tasks("m", load_model(plain), tokenizer, ["treering_recall_*"], limit=3, device="cpu")
+    assert {(row["task"], row["count"]) for row in found.scores} == {
+        (f"treering_recall_{language}", 3) for language in ("ru", "zh", "en")
+    }

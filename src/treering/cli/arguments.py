@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,11 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="run Python code that comes with a model, if transformers lacks its kind"),
 ]
+
+
+def without_bars() -> None:
+    """Silence the progress bars that libraries draw unless told otherwise; tqdm asks when it is first imported."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def named(entry: str) -> tuple[str, str]:

@@ -32,6 +32,7 @@ def compare(
 
     Example: treering compare base=smollm2 joined --data data-ru --data data-en -o compared.html
     """
+    arguments.without_bars()
     import shlex
     import sys
     from dataclasses import asdict

@@ -148,6 +148,7 @@ def tasks(
 
     Example: treering eval tasks expert=expert-ru joined --tasks arc_easy,boolq --limit 100
     """
+    arguments.without_bars()
     from rich import print_json
 
     from treering.cli.console import progress, results

@@ -9,7 +9,16 @@ from treering.evaluation.bits import (
     paired_change,
     uniform_losses,
 )
-from treering.evaluation.choice import Ability, Question, abilities, as_abilities_table, choose, continuations, recalls
+from treering.evaluation.choice import (
+    Ability,
+    Question,
+    abilities,
+    as_abilities_table,
+    choose,
+    continuations,
+    recalls,
+    translations,
+)
 from treering.evaluation.forgetting import (
     Difference,
     Forgetting,
@@ -51,6 +60,7 @@ __all__ = [
     "require_composition",
     "require_one_way",
     "row",
+    "translations",
     "uniform_bits_per_byte",
     "uniform_losses",
 ]

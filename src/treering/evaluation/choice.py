@@ -27,6 +27,8 @@ FACTS = 6
 """Facts that a passage of `recalls` states; four of their values are the choices."""
 RECALLS = 200
 """Questions of `recalls`."""
+TRANSLATIONS = 4
+"""Questions that `translations` asks of a page at most."""
 
 SHORTEST, LONGEST = 20, 200
 """Characters of a paragraph that is a choice: long enough to be told from others, short enough for a small context."""
@@ -71,6 +73,33 @@ def continuations(documents: Sequence[str], seed: int = 0) -> list[Question]:
         if len(others) >= CHOICES - 1:
             wrong = [others[i] for i in rng.choice(len(others), CHOICES - 1, replace=False)]
             questions.append(_question("\n".join(own[:place]) + "\n", own[place], wrong, rng))
+    return questions
+
+
+def translations(pages: Mapping[str, str], others: Mapping[str, str], seed: int = 0) -> list[Question]:
+    """Of pages in two languages, which of four paragraphs says the same as the one before; chance is 1/4.
+
+    The other three are paragraphs of other pages, in the second language too. So fluency does not tell them apart.
+
+    Args:
+        pages: texts by their names; of those with as many paragraphs as in ``others``, the paragraphs correspond.
+    """
+    rng = np.random.default_rng(seed)
+    pairs = {name: (pages[name].split("\n"), others[name].split("\n")) for name in sorted(pages.keys() & others.keys())}
+    fitting = {
+        name: [i for i, both in enumerate(zip(*pair, strict=True)) if all(SHORTEST <= len(p) <= LONGEST for p in both)]
+        for name, pair in pairs.items()
+        if len(pair[0]) == len(pair[1])
+    }
+    questions = []
+    for name, places in fitting.items():
+        elsewhere = {pairs[other][1][i] for other, own in fitting.items() if other != name for i in own}
+        for place in sorted(rng.permutation(places)[:TRANSLATIONS].tolist()):
+            asked, right = (paragraphs[place] for paragraphs in pairs[name])
+            wrong = sorted(elsewhere - {right})
+            if len(wrong) >= CHOICES - 1:
+                drawn = [wrong[i] for i in rng.choice(len(wrong), CHOICES - 1, replace=False)]
+                questions.append(_question(f"{asked}\n", right, drawn, rng))
     return questions
 
 

@@ -76,8 +76,9 @@ def evaluate_tasks(
 
     Args:
         name: what the rows call the model.
-        tasks: names of lm-eval's tasks, groups and tags, or patterns as ``mmlu_*``; with ``data`` also
-            ``bigbench_NAME`` for each question set there.
+        tasks: names of lm-eval's tasks, groups and tags, or patterns as ``mmlu_*``; ``treering_small``, or one of its
+            tasks, where large question sets would stand at chance; with ``data`` also ``bigbench_NAME`` for each
+            question set there.
         data: a directory of question sets in BIG-bench's form (``NAME.json``, ``NAME.json.xz``, ``NAME/task.json``)
             and of data sets of the hub (``ORGANISATION/NAME``, as ``hf download --repo-type dataset`` leaves them),
             which are used instead of the network.
@@ -97,7 +98,7 @@ def evaluate_tasks(
         raise TreeringError(f"{data} is no directory of data sets.")
     own = bigbench.question_sets(directory) if directory else {}
     with _quiet():
-        manager = lm_eval.tasks.TaskManager()
+        manager = lm_eval.tasks.TaskManager(include_path=Path(__file__).parent / "small")
         chosen = [
             bigbench.task(found, own[found]) if found in own else found
             for found in _matching(tasks, own, manager.all_tasks)
