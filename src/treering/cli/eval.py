@@ -171,6 +171,49 @@ def tasks(
         results().print(as_tasks_table(rows))
 
 
+@app.command()
+def paper(
+    models: Annotated[list[str], typer.Argument(help="models and compositions: DIR, NAME=DIR, hub:NAME, FILE.gguf")],
+    exams: Annotated[str, typer.Option(help="with commas; all if not given")] = "",
+    like: Annotated[
+        str | None, typer.Option(metavar="NAME", help="a model whose published figures stand beside")
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="question sets on disk, ORGANISATION/NAME")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="each draws its own questions")] = 10,
+    samples: Annotated[int | None, typer.Option(min=1, help="questions of a run, not the protocol's number")] = None,
+    json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
+    trust_remote_code: arguments.TrustRemoteCode = False,
+) -> None:
+    """The paper's own protocol: greedy, the first character is the answer; not comparable with standard scores.
+
+    Example: treering eval paper joined --exams paper_mmlu,paper_squad --like best_bvv_moe
+    """
+    arguments.without_bars()
+    from rich import print_json
+
+    from treering.cli.console import progress, results
+    from treering.composition import load_model
+    from treering.evaluation.harness import require_lm_eval
+    from treering.evaluation.harness.paper import EXAMS, PaperScore, as_paper_table, paper_protocol
+    from treering.tokenizer import load
+
+    require_lm_eval()
+    chosen = [name.strip() for name in exams.split(",") if name.strip()] or list(EXAMS)
+    rows: list[PaperScore] = []
+    for entry in models:
+        name, path = arguments.named(entry)
+        with progress().status(f"measuring {path} …") as status:
+            model = load_model(path, trust_remote_code=trust_remote_code)
+            tokenizer = load(path, trust_remote_code)
+            rows += paper_protocol(
+                name, model, tokenizer, chosen, data, like, runs, samples, lambda exam: status.update(exam)
+            )
+    if json:
+        print_json(data=rows)
+    else:
+        results().print(as_paper_table(rows))
+
+
 def lm_eval(arguments: typer.Context) -> None:
     """lm-eval's own command line, to which --model treering --model_args pretrained=DIR is known.
 

@@ -103,7 +103,7 @@ def evaluate_tasks(
             bigbench.task(found, own[found]) if found in own else found
             for found in _matching(tasks, own, manager.all_tasks)
         ]
-        with _inside(directory):
+        with inside(directory):
             loaded = [_loaded(manager, spec) for spec in chosen]
         results = lm_eval.simple_evaluate(
             TreeringLM(model, tokenizer, device=device),
@@ -208,7 +208,7 @@ def _answers(results: Mapping[str, Any]) -> dict[tuple[str, str], np.ndarray]:
 
 
 @contextlib.contextmanager
-def _inside(directory: Path | None) -> Iterator[None]:
+def inside(directory: Path | None) -> Iterator[None]:
     """Work in a directory, where ``datasets`` finds ``ORGANISATION/NAME`` before it asks the hub."""
     before = Path.cwd()
     if directory is not None:
