@@ -143,6 +143,11 @@ def losses_by(
     return [DocumentLosses(total, sizes) for total in nats]
 
 
+def speakers(model: PreTrainedModel) -> int:
+    """How many models' logits exist at once when it reads."""
+    return len(model.config.experts) if isinstance(model, ComposedModel) else 1
+
+
 @torch.no_grad()
 def window_losses(
     surprise: Callable[[Tensor, Tensor], Tensor],
@@ -152,8 +157,7 @@ def window_losses(
     show: Show = iter,
 ) -> list[np.ndarray]:
     """Nats [document] of the scored tokens of windows, for each way to predict; see `losses_by`."""
-    speakers = len(model.config.experts) if isinstance(model, ComposedModel) else 1
-    at_once = max(1, LOGITS_AT_ONCE // (model.config.vocab_size * speakers))
+    at_once = max(1, LOGITS_AT_ONCE // (model.config.vocab_size * speakers(model)))
     nats: list[np.ndarray] = []
     was_training = model.training
     model.eval()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,12 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from treering import tokenizer as tokenizers
 from treering.composition import load_model
 from treering.corpus import Window
-from treering.evaluation.bits import window_losses
+from treering.evaluation.bits import LOGITS_AT_ONCE, speakers, window_losses
 from treering.training.loss import log_likelihood
 
 
@@ -27,9 +28,9 @@ class TreeringLM(HFLM):
     """An expert, a grown model, or a composition with any rule.
 
     Tokens, contexts and generation are those of lm-eval's ``hf``, so a plain checkpoint has the same scores there.
-    Likelihoods are computed in batches that fit memory, whatever the number of experts, and of questions that differ
-    in one last token only, the text before it is read once. Under a rule that weighs experts by evidence, that of the
-    context counts for the continuation, as the chain rule has it.
+    Likelihoods are computed in batches that fit memory, whatever the number of experts, and a context that several
+    continuations follow is read once. Under a rule that weighs experts by evidence, that of the context counts for the
+    continuation, as the chain rule has it.
 
     Args:
         pretrained: directory, ``hub:NAME``, ``FILE.gguf``, or a model that is loaded.
@@ -69,20 +70,72 @@ class TreeringLM(HFLM):
         Args:
             requests: the texts, or None; IDs of the context, at least one; IDs of the continuation.
         """
+        sharing: dict[tuple[int, ...], list[int]] = {}
+        for index, (_, context, _) in enumerate(requests):
+            sharing.setdefault(tuple(context), []).append(index)
+        together = list[tuple[tuple[int, ...], list[int]]]()
+        alone = list[int]()
+        for shared, indices in sharing.items():
+            fits = len(shared) + max(len(requests[index][2]) for index in indices) <= self.max_length
+            if fits and len(indices) > 1:
+                together.append((shared, indices))
+            else:
+                alone += indices
+        found: dict[int, tuple[float, bool]] = {}
+        bar = tqdm(total=len(requests), desc="reading", disable=disable_tqdm or self.rank != 0, leave=False)
+        for shared, indices in together:
+            found |= zip(indices, self._after(shared, [requests[index][2] for index in indices]), strict=True)
+            bar.update(len(indices))
+        found |= self._apart({index: requests[index][1:] for index in alone}, bar)
+        bar.close()
+        for index, (texts, _, _) in enumerate(requests):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, found[index])
+        return [found[index] for index in range(len(requests))]
+
+    @torch.no_grad()
+    def _after(self, context: Sequence[int], continuations: Sequence[list[int]]) -> list[tuple[float, bool]]:
+        """Continuations of one context, which is read once."""
+        cache = DynamicCache()
+        read: Any = self.model
+        first = read(self._tensor([[*context]]), past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        width = max(map(len, continuations))
+        at_once = max(1, LOGITS_AT_ONCE // (width * first.shape[-1] * speakers(self.model)))
+        found = []
+        for begin in range(0, len(continuations), at_once):
+            part = continuations[begin : begin + at_once]
+            targets = self._tensor([own + [0] * (width - len(own)) for own in part])
+            logits = first.expand(len(part), -1, -1)
+            if width > 1:
+                own_cache = copy.deepcopy(cache)
+                own_cache.batch_repeat_interleave(len(part))
+                rest = read(targets[:, :-1], past_key_values=own_cache, use_cache=True).logits
+                logits = torch.cat([logits, rest], 1)
+            likelihood, greedy = log_likelihood(logits, targets), logits.argmax(-1) == targets
+            for row, own in enumerate(part):
+                said = likelihood[row, : len(own)].double().sum().item()
+                found.append((said, bool(greedy[row, : len(own)].all())))
+        return found
+
+    def _apart(self, asked: Mapping[int, tuple[list[int], list[int]]], bar: tqdm) -> dict[int, tuple[float, bool]]:
+        """Continuations each of its own context, by index, in batches of like length."""
         cut = []
-        for index, (_, context, continuation) in enumerate(requests):
+        for row, (context, continuation) in enumerate(asked.values()):
             tokens = [*context, *continuation][-self.max_length - 1 :]
-            cut.append(Window(index, tokens, max(1, len(tokens) - len(continuation))))
+            cut.append(Window(row, tokens, max(1, len(tokens) - len(continuation))))
+        if not cut:
+            return {}
 
         def show(batches: Sequence[list[Window]]) -> Iterator[list[Window]]:
-            yield from tqdm(batches, "reading", disable=disable_tqdm or self.rank != 0, unit="batch", leave=False)
+            for batch in batches:
+                yield batch
+                bar.update(len(batch))
 
         nats, other = window_losses(self._surprise, self.model, cut, len(cut), show)
-        found = [(-float(loss), not missed) for loss, missed in zip(nats, other, strict=True)]
-        for (texts, _, _), answer in zip(requests, found, strict=True):
-            if texts is not None:
-                self.cache_hook.add_partial("loglikelihood", texts, answer)
-        return found
+        return {index: (-float(loss), not missed) for index, loss, missed in zip(asked, nats, other, strict=True)}
+
+    def _tensor(self, ids: Sequence[list[int]]) -> Tensor:
+        return torch.tensor(ids, device=self.device)
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """What greedy decoding, or what a task asks for, writes after each context: at most half of what is read."""
@@ -96,10 +149,6 @@ class TreeringLM(HFLM):
 
     def _surprise(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Nats, and 1 for each target that greedy decoding would not write [2, batch, position]."""
-        alike, row = inputs.unique(dim=0, return_inverse=True)
-        if len(alike) == len(inputs):
-            logits = self.model(input_ids=inputs, use_cache=False).logits
-        else:
-            logits = self.model(input_ids=alike, use_cache=False).logits[row]
+        logits = self.model(input_ids=inputs, use_cache=False).logits
         likelihood = log_likelihood(logits, targets)
         return torch.stack([-likelihood, (logits.argmax(-1) != targets).to(likelihood)])
