@@ -25,6 +25,7 @@ from treering.cli import (
     explain,
     grow,
     model,
+    publish,
     serve,
     study,
     substrate,
@@ -54,6 +55,8 @@ app.command()(explain.explain)
 app.command()(serve.serve)
 app.add_typer(eval.app, name="eval")
 app.command()(compare.compare)
+app.command()(publish.card)
+app.command()(publish.publish)
 app.command(
     "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(eval.lm_eval)

@@ -39,6 +39,7 @@ from treering.errors import TreeringError
 from treering.gguf import is_gguf
 from treering.location import locate
 from treering.output import explain_full_disk, link_or_copy, replaced_directory, require_new, staged_directory
+from treering.publishing.card import README, is_written, stated_licence, write_card
 from treering.reading import inside, printable
 
 Files = dict[str, Path]
@@ -111,6 +112,7 @@ def compose_directories(
     ):
         composed.save_pretrained(staging)
         _place_tokenizers(saved, staging)
+        write_card(staging)
     return composed
 
 
@@ -306,6 +308,7 @@ def rewrite(
             GenerationConfig.from_model_config(after).save_pretrained(staging)
         _place_tokenizers(tokens or {name: _tokenizer_files(directory, name) for name in names}, staging)
         _link(foreign, staging)
+        write_card(staging, stated_licence(directory))
     return sorted(foreign)
 
 
@@ -373,7 +376,11 @@ def _foreign(directory: Path) -> Files:
     for name, path in files.items():
         if _is_own(name) or not path.is_symlink():
             inside(directory, name)
-    return {name: path for name, path in files.items() if not _is_own(name)}
+    return {
+        name: path
+        for name, path in files.items()
+        if not _is_own(name) and not (name == README and is_written(path))  # which is written anew
+    }
 
 
 def _unfitted(config: CompositionConfig) -> list[dict[str, Any]]:

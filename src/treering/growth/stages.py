@@ -16,6 +16,7 @@ from treering.growth.cost import StageCost
 from treering.growth.moments import has_moments
 from treering.growth.plan import Step, blocks_text, trained_text
 from treering.output import link_or_copy, staged_directory
+from treering.publishing.card import write_card
 from treering.seal import SEAL
 from treering.training.unfinished import put_aside, sound
 
@@ -157,6 +158,7 @@ def finish(
         (staging / RECORD).write_text(json.dumps(record, indent=2))
         if draw:
             (staging / PICTURE).write_bytes(draw(grown))
+        write_card(staging)
 
 
 def finished(output: Path) -> dict[str, Any] | None:

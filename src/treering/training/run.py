@@ -23,6 +23,7 @@ from treering import tokenizer as tokenizers
 from treering.backbone import blocks, residual_outputs, standing
 from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory
+from treering.publishing.card import write_card
 from treering.seal import seal
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.divergence import Diverged, explain
@@ -348,7 +349,7 @@ def export(
     """Leave a plain Hugging Face checkpoint with tokenizer, ``training.json`` and ``history.json`` in ``output``.
 
     Args:
-        sealed: with a record of its files (see ``treering.seal``).
+        sealed: with a record of its files (see ``treering.seal``), as a part of a larger run; else with a model card.
         more: what else is written, each to a JSON file of its name.
     """
     measured = {name: value for name, value in asdict(result).items() if name != "history"}
@@ -362,6 +363,8 @@ def export(
             (staging / f"{name}.json").write_text(json.dumps(content))
         if sealed:
             seal(staging)
+        else:
+            write_card(staging)
 
 
 def digest(parameter: Tensor) -> str:

@@ -1,0 +1,414 @@
+"""A model card: what a model is, how it was made, what it may be used for, told from the files beside its weights.
+
+Nothing in it depends on when, where or how fast it was made, so the same model always has the same card.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from operator import mul
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from safetensors import SafetensorError, safe_open
+
+from treering.errors import TreeringError
+from treering.output import write_file
+from treering.reading import inside, printable, read_json
+
+README = "README.md"
+MARKER = (
+    "<!-- Written by Treering, which renews it when the model changes; without this line it never touches the card. -->"
+)
+TITLES = {
+    "composition": "A composition of experts",
+    "branch": "A branch on a pretrained model",
+    "grown": "A grown model",
+    "expert": "An expert on a frozen substrate",
+    "model": "A language model",
+}
+MOST_CARD = 2**20
+"""Bytes of a card that is read."""
+LICENCES = frozenset(
+    (
+        "apache-2.0", "mit", "mpl-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-3.0",
+        "cc-by-sa-4.0", "cc-by-nc-4.0", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "odc-by", "openrail", "unlicense",
+    )
+)  # fmt: skip
+"""Names that the hub knows."""
+
+
+def is_written(path: Path) -> bool:
+    """Whether a card is there, and Treering's own."""
+    return path.is_file() and MARKER in _text(path)
+
+
+def stated_licence(directory: str | os.PathLike[str]) -> str | None:
+    """The licence that the owner stated in a card of ours, if there is one.
+
+    Raises:
+        TreeringError: the card cannot be read.
+    """
+    path = Path(directory) / README
+    data = _data(_text(path), path) if is_written(path) else {}
+    return data.get("license_name") or data.get("license")
+
+
+def write_card(directory: str | os.PathLike[str], licence: str | None = None) -> None:
+    """Write the card of a model that has none; one that is there is left alone.
+
+    Args:
+        licence: the owner's, for the model itself.
+
+    Raises:
+        TreeringError: the model's files are damaged.
+    """
+    if not (Path(directory) / README).exists():
+        write_file(Path(directory) / README, card(directory, licence))
+
+
+def renew_card(
+    directory: str | os.PathLike[str],
+    licence: str | None = None,
+    scores: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """Write the card of a model anew, with the licence and the scores that it had where none are given; returns it.
+
+    Raises:
+        TreeringError: it is somebody's own card, or see `card`.
+    """
+    path = Path(directory) / README
+    if path.exists() and not is_written(path):
+        raise TreeringError(
+            f"{path} was not written by Treering, so it is left alone. Move it away to have one written; or keep it: "
+            "treering publish takes any card."
+        )
+    text = renewed(directory, licence, scores)
+    write_file(path, text)
+    return text
+
+
+def renewed(
+    directory: str | os.PathLike[str],
+    licence: str | None = None,
+    scores: Sequence[Mapping[str, Any]] | None = None,
+    name: str | None = None,
+) -> str:
+    """The card of a model with what its card of ours stated, where nothing else is given; see `card`."""
+    path = Path(directory) / README
+    if scores is None and is_written(path):
+        scores = _data(_text(path), path).get("treering_scores")
+    return card(directory, licence or stated_licence(directory), scores or [], name)
+
+
+def card(
+    directory: str | os.PathLike[str],
+    licence: str | None = None,
+    scores: Sequence[Mapping[str, Any]] = (),
+    name: str | None = None,
+) -> str:
+    """The card of an expert, a grown model, a branch, or a composition.
+
+    Args:
+        licence: the owner's, for the model itself.
+        scores: rows of ``treering eval bits``, ``eval tasks`` or ``compare``, as their ``--json`` has them.
+        name: of its repository; a card does not tell what a directory is called.
+
+    Raises:
+        TreeringError: there is no model, its files are damaged, or a score is no row of those commands.
+    """
+    directory = Path(directory)
+    if not (directory / "config.json").is_file():
+        raise TreeringError(f"{directory} holds no model: there is no config.json.")
+    config = _object(directory / "config.json")
+    training = _object(inside(directory, "training.json")) if (directory / "training.json").exists() else {}
+    experts = config.get("experts") or []
+    told = [_within(training, "origin"), *(record for record in experts if isinstance(record, Mapping))]
+    records = [_source(source) for record in told for source in _sources(record)]
+    sources = list({tuple(record.items()): record for record in records}.values())
+    kind = _kind(config, training)
+    body = _template().render(
+        title=printable(name) if name else TITLES[kind],
+        what=_what(kind, config),
+        facts=_facts(kind, directory, config, training),
+        use=_use(kind, printable(name or "DIR")),
+        hint=_hint(kind, training),
+        made=_made(kind, config, training),
+        sources=sources,
+        experts=[_expert(record, experts, directory) for record in experts],
+        scores=[_score(row) for row in scores],
+        limits=_limits(kind, training),
+        licences=_licences(licence, sources, experts),
+        marker=MARKER,
+    )
+    return f"---\n{_metadata(kind, config, licence, sources, scores)}\n---\n{body}\n"
+
+
+def _template() -> Any:
+    loader = PackageLoader("treering", "publishing")
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True).get_template("card.md.jinja")
+
+
+def _metadata(
+    kind: str,
+    config: Mapping[str, Any],
+    licence: str | None,
+    sources: Iterable[Mapping[str, str]],
+    scores: Sequence[Mapping[str, Any]],
+) -> str:
+    """The front matter, as the hub has it."""
+    own: dict[str, Any] = {}
+    if licence is not None:
+        known = licence.lower() in LICENCES
+        own = {"license": licence.lower()} if known else {"license": "other", "license_name": licence}
+    if scores:
+        own["treering_scores"] = [dict(row) for row in scores]
+    languages = sorted({source["language"] for source in sources if source["language"]})
+    trunk = _within(config, "treering_trunk")
+    data = ModelCardData(
+        language=languages or None,
+        library_name="treering" if kind == "composition" else "transformers",
+        pipeline_tag="text-generation",
+        tags=["treering", kind],
+        base_model=trunk.get("base") if "/" in str(trunk.get("base", "")) else None,
+        **own,
+    )
+    return str(data.to_yaml())
+
+
+def _kind(config: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    if config.get("model_type") == "treering_composition" or config.get("experts"):
+        return "composition"
+    if config.get("treering_trunk"):
+        return "branch"
+    return "grown" if _within(training, "origin").get("growth") else "expert" if config.get("treering") else "model"
+
+
+def _what(kind: str, config: Mapping[str, Any]) -> str:
+    if kind == "composition":
+        names = ", ".join(printable(str(record.get("name"))) for record in config["experts"])
+        return (
+            f"A composition of {len(config['experts'])} experts ({names}), joined at their output by the rule "
+            f"`{printable(str(config.get('rule')))}`. They were trained apart; nothing was trained to join them."
+        )
+    if kind == "branch":
+        trunk = _within(config, "treering_trunk")
+        return (
+            f"A branch of {printable(str(trunk.get('base')))}: its first {trunk.get('blocks')} blocks, embedding and "
+            "head are that model's, byte for byte; the blocks above them learned the text below."
+        )
+    grown = "A language model that was grown block by block" if kind == "grown" else "A decoder-only language model"
+    return (
+        f"{grown} on a frozen substrate of token vectors that never trained." if config.get("treering") else f"{grown}."
+    )
+
+
+def _facts(kind: str, directory: Path, config: Mapping[str, Any], training: Mapping[str, Any]) -> list[tuple[str, str]]:
+    first = config if kind != "composition" else _within(config["experts"][0], "config")
+    shape = [] if kind == "composition" else [("family", str(config.get("model_type"))), ("blocks", _layers(config))]
+    context = first.get("max_position_embeddings") or first.get("n_positions")
+    standing = _within(config, "treering").get("fingerprint")
+    found = [
+        *shape,
+        ("parameters", f"{parameters(directory):,}"),
+        ("width", str(first.get("hidden_size") or first.get("n_embd"))),
+        ("vocabulary", f"{_count(first.get('vocab_size')):,}"),
+        ("context", f"{_count(context):,} tokens"),
+        *([("substrate", f"`{standing}`")] if standing else []),
+    ]
+    return [(name, printable(value)) for name, value in found]
+
+
+def _layers(config: Mapping[str, Any]) -> str:
+    return str(config.get("num_hidden_layers") or config.get("n_layer") or "?")
+
+
+def parameters(directory: Path) -> int:
+    """How many numbers the weights beside a configuration have, from the files' headers.
+
+    Raises:
+        TreeringError: a file is damaged.
+    """
+    return sum(_numbers(path) for path in sorted(directory.glob("*.safetensors")))
+
+
+def _use(kind: str, name: str) -> str:
+    if kind == "composition":
+        return (
+            "import treering\n\n"
+            f'model, tokenizer = treering.load_model("{name}"), treering.load_tokenizer("{name}")\n'
+            'print(treering.generate(model, tokenizer, "To open the file,"))'
+        )
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model, tokenizer = AutoModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")\n'
+        'output = model.generate(**tokenizer("To open the file,", return_tensors="pt"), max_new_tokens=50)\n'
+        "print(tokenizer.decode(output[0], skip_special_tokens=True))"
+    )
+
+
+def _hint(kind: str, training: Mapping[str, Any]) -> str:
+    if kind == "composition":
+        return "The package `treering` has to be installed; `model.use(RULE)` joins the experts by another rule."
+    begins = printable(str(_within(training, "origin", "data", "tokenizer").get("separator") or "</s>"))
+    return (
+        f"It is a plain checkpoint: Treering need not be installed. Texts began after `{begins}` in training; with "
+        "that token (`tokenizer.eos_token_id`) before the prompt the model is at home."
+    )
+
+
+def _made(kind: str, config: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
+    settings, measured, origin = (_within(training, part) for part in ("settings", "measured", "origin"))
+    made = []
+    if kind == "composition":
+        made.append("`treering compose`: the experts' own checkpoints, each stored once, what they share too.")
+        for name, fit in (config.get("fusion") or {}).items():
+            if isinstance(fit, Mapping):
+                made.append(f"`{printable(name)}` was fitted on documents set apart.")
+    if origin.get("growth"):
+        stages = _within(origin, "growth", "plan").get("stages") or []
+        made.append(
+            f"Grown in {len(stages)} stage{'s' * (len(stages) != 1)}; `growth.json` has the plan and what each cost."
+        )
+    if tokens := _count(measured.get("tokens")):
+        made.append(
+            f"{tokens:,} tokens read, learning rate {settings.get('learning_rate')}, schedule "
+            f"{printable(str(settings.get('schedule')))}, warm-up {settings.get('warmup')}, precision "
+            f"{printable(str(settings.get('precision')))}, seed {settings.get('seed')}; `training.json` has the rest."
+        )
+    if isinstance(bits := measured.get("validation_bits_per_byte"), int | float):
+        made.append(f"On held-out text of the same sources it ended at {bits:.3f} bits per byte, packed in blocks.")
+    return made or ["Nothing beside the weights tells."]
+
+
+def _sources(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found = _within(record, "data").get("sources")
+    return [source for source in found if isinstance(source, Mapping)] if isinstance(found, list) else []
+
+
+def _source(source: Mapping[str, Any]) -> dict[str, str]:
+    own = _within(source, "source")
+    path, name = str(own.get("path") or ""), str(source.get("name"))
+    return {
+        "name": printable(name),
+        "documents": f"{_count(source.get('used_documents')):,}",
+        "tokens": f"{_count(source.get('used_tokens')):,}",
+        "licence": printable(str(own.get("licence") or "not stated")),
+        "language": path.removeprefix("embedded:") if path.startswith("embedded:") else "",
+    }
+
+
+def _expert(record: Mapping[str, Any], experts: Sequence[Mapping[str, Any]], directory: Path) -> dict[str, str]:
+    total = sum(float(other.get("weight") or 0) for other in experts) or 1.0
+    own, origin = directory / f"expert-{record.get('name')}.safetensors", str(record.get("origin") or "")
+    stated = ", ".join(dict.fromkeys(_source(source)["licence"] for source in _sources(record)))
+    return {
+        "name": printable(str(record.get("name"))),
+        "share": f"{float(record.get('weight') or 0) / total:.1%}",
+        "parameters": f"{_numbers(own):,} of its own" if own.exists() else "shared",
+        "origin": printable(origin) if re.fullmatch(r"[\w.-]+/[\w.-]+", origin) else "a directory",
+        "licence": printable(str(record.get("licence") or (f"text: {stated}" if stated else "not stated"))),
+    }
+
+
+def _numbers(path: Path) -> int:
+    try:
+        with safe_open(path, "np") as file:
+            return sum(reduce(mul, file.get_slice(name).get_shape(), 1) for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise TreeringError(f"{path} is damaged: {printable(str(error))}. Copy it again.") from None
+
+
+def _score(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row of any of our commands, as people read it.
+
+    Raises:
+        TreeringError: it is none.
+    """
+    value = row.get("bits_per_byte", row.get("value"))
+    on = row.get("text") or row.get("subject") or row.get("task")
+    if not isinstance(value, int | float) or not isinstance(on, str):
+        raise TreeringError(
+            "The scores are no rows of treering eval bits, eval tasks or compare (their --json): each has a value, and "
+            "a text, a task or a subject that it is of."
+        )
+    low, high, stderr = row.get("low"), row.get("high"), row.get("stderr")
+    interval = ""
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        interval = f"{low:.3f} … {high:.3f}"
+    elif isinstance(stderr, int | float):
+        interval = f"{value - 1.96 * stderr:.3f} … {value + 1.96 * stderr:.3f}"
+    count = row.get("documents", row.get("count"))
+    rule = f", {row['rule']}" if row.get("rule") else ""
+    return {
+        "model": printable(f"{row.get('model', '')}{rule}"),
+        "on": printable(on),
+        "measure": printable(str(row.get("measure", "bits per byte"))),
+        "value": f"{value:.3f}",
+        "interval": interval,
+        "count": f"{count:,}" if isinstance(count, int) else "",
+    }
+
+
+def _limits(kind: str, training: Mapping[str, Any]) -> list[str]:
+    tokens = _count(_within(training, "measured").get("tokens"))
+    limits = [
+        "It continues text as its sources would. It was not taught to follow instructions, to be truthful, or to "
+        "refuse, unless a model below it was.",
+        "It may repeat what it read: whoever has the weights can try to extract training text.",
+    ]
+    if 0 < tokens < 1_000_000_000 and kind in ("expert", "grown"):
+        limits.append(f"It read {tokens:,} tokens, far fewer than models in use have read: a research artefact.")
+    if kind == "composition":
+        limits.append("A fingerprint in `config.json` tells damage and exchange of weights, not who made them.")
+    return limits
+
+
+def _licences(licence: str | None, sources: Sequence[Mapping[str, str]], experts: Sequence[Mapping[str, Any]]) -> str:
+    own = f"The model: {printable(licence)}." if licence else "The owner has stated no licence for the model."
+    stated = list(dict.fromkeys(source["licence"] for source in sources))
+    text = f" The text that it learned from: {', '.join(stated)}." if stated else ""
+    parts = [printable(str(record["licence"])) for record in experts if record.get("licence")]
+    joined = f" Its experts: {', '.join(dict.fromkeys(parts))}." if parts else ""
+    return own + text + joined
+
+
+def _within(values: Any, *names: str) -> Mapping[str, Any]:
+    """The fields that stand inside others; none where a stranger's file has something else there."""
+    for name in names:
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values if isinstance(values, Mapping) else {}
+
+
+def _count(value: Any) -> int:
+    """A whole number, or 0 where a stranger's file has something else."""
+    return value if isinstance(value, int) else 0
+
+
+def _object(path: Path) -> dict[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise TreeringError(f"{path} is damaged: it holds no fields. Copy it again.")
+    return values
+
+
+def _text(path: Path) -> str:
+    own = inside(path.parent, path.name)
+    if own.stat().st_size > MOST_CARD:
+        raise TreeringError(f"{path} has more than {MOST_CARD >> 20} MiB, which no model card has.")
+    return own.read_text(encoding="utf-8", errors="replace")
+
+
+def _data(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())
+    except Exception as error:  # yaml and huggingface_hub each raise their own
+        raise TreeringError(
+            f"The front matter of {path} cannot be read: {printable(str(error))}\nMend it, or remove the file to have "
+            "it written anew."
+        ) from None

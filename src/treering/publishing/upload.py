@@ -1,0 +1,117 @@
+"""Publishing on the hub: looked through first, shown by default, and then sent by ``huggingface_hub``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from treering.errors import TreeringError
+from treering.output import link_or_copy, write_file
+from treering.publishing.card import README, is_written, renewed, write_card
+from treering.publishing.leaks import Leak, files, leaks, shorten
+from treering.reading import printable
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What would be published: where, which files of which sizes in bytes, and what would leak."""
+
+    repository: str
+    files: dict[str, int]
+    leaks: list[Leak]
+
+
+def prepare_publication(directory: str | os.PathLike[str], repository: str, shorten_paths: bool = False) -> Publication:
+    """Look a model through as `publish` will, and write its card if it has none.
+
+    Args:
+        repository: ``OWNER/NAME`` on the hub.
+        shorten_paths: of paths in its records, publish the last part alone; the directory stays as it is.
+
+    Raises:
+        TreeringError: there is no model, or the repository cannot have such a name.
+    """
+    root = Path(directory)
+    if not (root / "config.json").is_file():
+        raise TreeringError(f"{directory} holds no model: there is no config.json.")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise TreeringError(f"{printable(repository)} cannot be a repository: {error}") from None
+    write_card(root)
+    with _prepared(root, repository, shorten_paths) as staged:
+        sizes = {path.relative_to(staged).as_posix(): path.stat().st_size for path in files(staged)}
+        return Publication(repository, sizes, leaks(staged))
+
+
+def publish(
+    directory: str | os.PathLike[str],
+    repository: str,
+    shorten_paths: bool = False,
+    public: bool = False,
+    message: str = "Publish the model",
+    api: HfApi | None = None,
+) -> str:
+    """Upload a model that would leak nothing, as one commit; returns its address.
+
+    What was uploaded before and broken off is not sent again: the hub knows large files by their content.
+
+    Args:
+        public: make the repository one that everybody sees, if it is made now; else it is private.
+
+    Raises:
+        TreeringError: something would leak, the card is not what the hub takes, or the hub refuses or cannot be
+            reached.
+    """
+    found = prepare_publication(directory, repository, shorten_paths)
+    if found.leaks:
+        told = "\n".join(f"  {printable(leak.where)} {printable(leak.what)}" for leak in found.leaks[:20])
+        raise TreeringError(
+            f"{directory} was not published, as more than the model would leave the house:\n{told}\nTake it away; "
+            "paths are shortened with --shorten-paths."
+        )
+    api = api or HfApi()
+    with _prepared(Path(directory), repository, shorten_paths) as staged:
+        try:
+            ModelCard.load(staged / README).validate()
+            api.create_repo(repository, private=not public, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=staged, commit_message=message)
+        except (HfHubHTTPError, ValueError, OSError) as error:
+            raise TreeringError(
+                f"The hub did not take {printable(repository)}: {printable(str(error), 500)}\nLog in with hf auth "
+                "login, and run the same command again: what has arrived is not sent twice."
+            ) from error
+    return f"https://huggingface.co/{repository}"
+
+
+@contextmanager
+def _prepared(root: Path, repository: str, shorten_paths: bool) -> Iterator[Path]:
+    """The files to publish in a directory of their own: a card of ours under the repository's name, short paths."""
+    with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.publish-") as scratch:
+        staged = Path(scratch)
+        for path in files(root):
+            place = staged / path.relative_to(root)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_symlink():
+                place.symlink_to(path.readlink())
+            elif shorten_paths and path.suffix == ".json" and path.name not in ("tokenizer.json", "vocab.json"):
+                values = json.loads(path.read_text(encoding="utf-8"))
+                changed = shorten(values)
+                if changed == values:
+                    link_or_copy(path, place)
+                else:
+                    place.write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            elif path != root / README or not is_written(path):
+                link_or_copy(path, place)
+        if is_written(root / README):
+            write_file(staged / README, renewed(root, name=repository))
+        yield staged
