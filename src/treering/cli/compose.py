@@ -156,6 +156,10 @@ def list_(
         training = record.get("training") or {}
         sources = ", ".join(source["name"] for source in (record.get("data") or {}).get("sources", []))
         read = training.get("measured", {}).get("tokens")
+        texts = [
+            (source.get("source") or {}).get("licence") for source in (record.get("data") or {}).get("sources", [])
+        ]
+        of_text = ", ".join(dict.fromkeys(str(licence) for licence in texts if licence))
         cells = (
             record["name"],
             f"{record['weight']:g}",
@@ -163,7 +167,7 @@ def list_(
             f"{record['family']} {record['layers']} × {record['width']}",
             f"{record['parameters']:,}",
             record.get("origin") or "?",
-            record.get("licence") or "?",
+            record.get("licence") or (f"? (text: {of_text})" if of_text else "?"),
             f"{sources}: {read:,} tokens" if sources and read else sources or "?",
             (record.get("fingerprint") or "?")[:12],
         )
