@@ -108,7 +108,9 @@ def test_not_utf8(tmp_path):
 
 def test_values_from_python_are_checked_the_same_way():
     with pytest.raises(TreeringError, match=r"demo: training: value error, give either tokens or epochs"):
-        check_recipe({"substrate": "s", "data": "d", "output": "o", "training": {}}, ExpertRecipe, "demo")
+        check_recipe(
+            {"substrate": "s", "data": "d", "output": "o", "training": {"tokens": 1, "epochs": 1}}, ExpertRecipe, "demo"
+        )
 
 
 @pytest.mark.parametrize(

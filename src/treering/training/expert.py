@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 from rich.console import Console
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from treering import corpus as corpora
 from treering import substrate as substrates
@@ -16,8 +16,9 @@ from treering.backbone import Preset, dock, gpt_neox, preset
 from treering.errors import TreeringError
 from treering.recipe import Schema
 from treering.tokenizer import load as load_tokenizer
+from treering.training.length import chosen_length, too_few
 from treering.training.run import TrainingResult, scale_residual_outputs, train
-from treering.training.settings import BlockCount, Training
+from treering.training.settings import BlockCount, ExpertTraining, Training
 
 
 class Backbone(Schema):
@@ -42,7 +43,7 @@ class ExpertRecipe(Schema):
     data: str = Field(description="directory of the prepared corpus")
     output: str = Field(description="directory of the finished expert")
     backbone: Backbone = Backbone()
-    training: Training = Training(epochs=1)
+    training: ExpertTraining = ExpertTraining()
 
 
 def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> TrainingResult:
@@ -65,7 +66,25 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
         "data": corpus.manifest.model_dump(mode="json"),
         "backbone": model.config.to_dict(),
     }
-    return train(model, tokenizer, corpus, os.fspath(recipe.output), recipe.training, origin, console)
+    settings = Training.model_validate(recipe.training.model_dump() | _length(recipe, model, corpus, console))
+    return train(model, tokenizer, corpus, os.fspath(recipe.output), settings, origin, console)
+
+
+def _length(
+    recipe: ExpertRecipe, model: PreTrainedModel, corpus: corpora.Corpus, console: Console | None
+) -> dict[str, int]:
+    """The tokens to read, if the recipe leaves that open; a short run that it asks for is told."""
+    console, given = console or Console(), recipe.training
+    available = len(corpus.train) * corpus.manifest.block_size
+    if given.tokens is None and given.epochs is None:
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        tokens, told = chosen_length(trained, available)
+        console.print(f"  reading {told}", highlight=False)
+        return {"tokens": tokens}
+    tokens = given.tokens or round((given.epochs or 0) * available)
+    if short := too_few(tokens // given.batch_tokens):
+        console.print(f"  {short}", highlight=False)
+    return {}
 
 
 def stand_on(substrate: substrates.Substrate, shape: Preset) -> Preset:

@@ -27,6 +27,7 @@ from treering.publishing.card import write_card
 from treering.seal import seal
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.divergence import Diverged, explain
+from treering.training.length import too_far
 from treering.training.loss import collate, fused_loss
 from treering.training.order import Reading, Text, batch_shape, blocks_per_step, reading_order
 from treering.training.processes import decided, in_any, on_cpu, processes, sole_writer
@@ -218,6 +219,8 @@ def optimise(
         validation_bits_per_byte=[e["eval_bits_per_byte"] for e in history if "eval_loss" in e][-1],
         history=history,
     )
+    if told := too_far(history):
+        console.print(f"  {told}", highlight=False)
     return result, trainer.final_moments()
 
 

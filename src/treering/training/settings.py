@@ -47,3 +47,13 @@ class Training(Schema):
         if (self.tokens is None) == (self.epochs is None):
             raise ValueError("give either tokens or epochs")
         return self
+
+
+class ExpertTraining(Training):
+    """Of an expert, whose length is chosen from the corpus and the parameters where neither field gives it."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> ExpertTraining:
+        if self.tokens is not None and self.epochs is not None:
+            raise ValueError("give either tokens or epochs")
+        return self
