@@ -15,6 +15,16 @@ TrustRemoteCode = Annotated[
     typer.Option("--trust-remote-code", help="run Python code that comes with a model, if transformers lacks its kind"),
 ]
 
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="a field of the recipe, as training.learning_rate=1e-3 or seeds.0=7 (YAML); again for another",
+        show_default=False,
+    ),
+]
+
 
 def named(entry: str) -> tuple[str, str]:
     """Name and path of ``NAME=PATH``, or of a path whose last part is its name."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treering.cli import arguments
 from treering.errors import TreeringError
 
 if TYPE_CHECKING:
@@ -92,11 +93,12 @@ def prepare(
         int | None,
         typer.Option(help="shortest paragraph cut out of training if held out; 0 cuts none (default 16)", min=0),
     ] = None,
+    set_: arguments.Set = None,
     json: Annotated[bool, typer.Option("--json", help="print the manifest as JSON")] = False,
 ) -> None:
     """Cut text into packed token blocks to train on, and hold whole documents out to measure on.
 
-    For example: treering data prepare fi=kalevala.txt 'et=texts/*.txt' hu.jsonl.gz -t tokenizer -o corpus
+    Example: treering data prepare fi=kalevala.txt 'et=texts/*.txt' hu.jsonl.gz -t tokenizer -o corpus
     """
     from treering import corpus
     from treering.cli.console import progress
@@ -125,14 +127,14 @@ def prepare(
             raise TreeringError(
                 "With --recipe, the sources and all that belongs to one (weight, part, format …) stand in it."
             )
-        chosen: CorpusRecipe = load_recipe(recipe, corpus.CorpusRecipe, whole)
+        chosen: CorpusRecipe = load_recipe(recipe, corpus.CorpusRecipe, whole, set_ or ())
     else:
         for option, value in (("SOURCE", sources), ("--tokenizer", tokenizer), ("--output", output)):
             if not value:
                 raise TreeringError(f"{option} is missing; see treering data prepare --help.")
         values: dict[str, Any] = {k: v for k, v in whole.items() if v is not None}
         values["sources"] = _sources(sources or [], each, weight or [], part or [])
-        chosen = check_recipe(values, corpus.CorpusRecipe, "command line")
+        chosen = check_recipe(values, corpus.CorpusRecipe, "command line", set_ or ())
     from treering.output import require_new
     from treering.tokenizer import load
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from treering.cli import arguments
+
 
 def grow(
     recipe: Annotated[
@@ -26,11 +28,12 @@ def grow(
         str | None, typer.Option("--output", "-o", help="directory to make; replaces the recipe's")
     ] = None,
     plan: Annotated[str | None, typer.Option(help="a ready plan's name; replaces the recipe's plan")] = None,
+    set_: arguments.Set = None,
     dry_run: Annotated[bool, typer.Option(help="show the stages and what they cost, and stop")] = False,
 ) -> None:
     """Grow a model stage by stage; run the same command again to go on after an interruption.
 
-    For example: treering grow branch --model hub:HuggingFaceTB/SmolLM2-135M --data data-ru -o ru
+    Example: treering grow branch --model hub:HuggingFaceTB/SmolLM2-135M --data data-ru -o ru
     """
     from treering.backbone import blocks
     from treering.cli.console import progress, results
@@ -44,9 +47,9 @@ def grow(
     given = {"substrate": substrate, "model": model, "data": data, "output": output, "plan": plan}
     if recipe in PLANS and not Path(recipe).is_file():  # an output may have a plan's name
         values = {"plan": recipe} | {name: value for name, value in given.items() if value is not None}
-        chosen = check_recipe(values, GrowthRecipe, "command line")
+        chosen = check_recipe(values, GrowthRecipe, "command line", set_ or ())
     else:
-        chosen = load_recipe(recipe, GrowthRecipe, given)
+        chosen = load_recipe(recipe, GrowthRecipe, given, set_ or ())
     found = begin(chosen)
     stages = as_plan(chosen.plan, len(blocks(found.model)))
     _, costs = survey(found.model, found.corpus, stages, chosen.training)
