@@ -112,13 +112,13 @@ def remove(
     rule: Instead = None,
 ) -> None:
     """Let an expert leave without a trace: what stays is, to the byte, what composing the others would have made."""
-    from treering.cli.console import plain, progress
+    from treering.cli.console import caution, plain, progress
     from treering.composition import remove_expert
 
     console, foreign = progress(), remove_expert(directory, name, rule)
     console.print(plain(f"{directory}: {name} left"))
     if foreign:
-        console.print(plain(f"Files of yours that were kept, and may name it: {', '.join(foreign)}"))
+        caution(f"files of yours that were kept may name it: {', '.join(foreign)}")
 
 
 @app.command()

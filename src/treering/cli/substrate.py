@@ -51,7 +51,7 @@ LABELS = {
     "uncertain_entries": "entries of uncertain rounding",
 }
 UNCERTAIN = (
-    "warning: not all principal components of this vocabulary are certain ({components} of uncertain "
+    "not all principal components of this vocabulary are certain ({components} of uncertain "
     "direction, {entries} entries of uncertain rounding): another machine may get another fingerprint. "
     "Share the files, or use --projection hadamard or pixels, which are alike everywhere."
 )
@@ -82,14 +82,13 @@ def build(
     seed: Annotated[int, typer.Option(min=0, help="Seed of random and trainable rows.")] = 0,
 ) -> None:
     """Make the substrate of a tokenizer: one row per token, and the fingerprint that names it."""
-    from rich.console import Console
-
     from treering import substrate
     from treering import tokenizer as tokenizers
+    from treering.cli.console import caution, progress
     from treering.output import require_new, staged_directory
 
     require_new(output)
-    console = Console(stderr=True, soft_wrap=True)
+    console = progress()
     loaded = tokenizers.load(tokenizer)
     with console.status("Building the substrate …"):
         made = substrate.build(
@@ -106,12 +105,7 @@ def build(
     _show(made, output)
     if not made.report["reproducible"]:
         components, entries = made.report["uncertain_components"], made.report["uncertain_entries"]
-        console.print(
-            UNCERTAIN.format(components=components, entries=entries),
-            style="yellow",
-            markup=False,
-            highlight=False,
-        )
+        caution(UNCERTAIN.format(components=components, entries=entries))
 
 
 @app.command()
@@ -157,12 +151,11 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a sentence.")] = False,
 ) -> None:
     """Make a substrate again from its tokenizer and recipe and compare; exit code 2 if anything differs."""
-    from rich.console import Console
-
     from treering import substrate
+    from treering.cli.console import progress
     from treering.errors import TreeringError
 
-    with Console(stderr=True).status("Building the substrate again …"):
+    with progress().status("Building the substrate again …"):
         found = substrate.verify(directory)
     if as_json:
         _print_json(
