@@ -76,7 +76,7 @@ def check_recipe(
 
 def _read(path: Path) -> str:
     if not path.exists():
-        raise TreeringError(f"There is no recipe {path}.")
+        raise TreeringError(f"There is no recipe {path}. Commented ones to start from: treering init.")
     if not path.is_file():
         raise TreeringError(f"{path} is no file; give the YAML file of the recipe.")
     with path.open("rb") as file:

@@ -15,8 +15,8 @@ def grow(
         str,
         typer.Argument(
             metavar="RECIPE|PLAN",
-            help="YAML file (recipes/grow.yaml and recipes/branch.yaml are commented ones), or a ready plan's name: "
-            "branch, say",
+            help="YAML file (treering init writes commented ones: recipes/grow.yaml, recipes/branch.yaml), or the name "
+            "of a ready plan: branch, say",
         ),
     ],
     substrate: Annotated[str | None, typer.Option(help="of a fresh model; replaces the recipe's")] = None,

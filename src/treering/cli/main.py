@@ -25,6 +25,7 @@ from treering.cli import (
     eval,
     explain,
     grow,
+    init,
     model,
     serve,
     study,
@@ -67,6 +68,7 @@ def treering(
     talk(quiet, verbose)
 
 
+app.command()(init.init)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(substrate.app, name="substrate")
 app.add_typer(data.app, name="data")

@@ -19,7 +19,9 @@ def study() -> None:
 
 @app.command()
 def continual(
-    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/continual.yaml is a commented one")],
+    recipe: Annotated[
+        Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/continual.yaml")
+    ],
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
     set_: arguments.Set = None,
 ) -> None:
@@ -42,7 +44,7 @@ def continual(
 
 @app.command()
 def growth(
-    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/study.yaml is a commented one")],
+    recipe: Annotated[Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/study.yaml")],
     data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="replaces the recipe's tokenizer")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,

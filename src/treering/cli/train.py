@@ -11,7 +11,9 @@ from treering.cli import arguments
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/expert.yaml is a commented one")],
+    recipe: Annotated[
+        Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/expert.yaml")
+    ],
     substrate: Annotated[str | None, typer.Option(help="replaces the recipe's substrate")] = None,
     data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
