@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +25,21 @@ Set = Annotated[
         show_default=False,
     ),
 ]
+
+
+def contents(file: Path) -> str:
+    """A file's text (of ``-``, what comes in) as it is, but for the line end that closes it.
+
+    Raises:
+        TreeringError: it is not UTF-8.
+    """
+    stdin = str(file) == "-"
+    data = sys.stdin.buffer.read() if stdin else file.read_bytes()
+    try:
+        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        what = "What comes in" if stdin else file
+        raise TreeringError(f"{what} is not UTF-8 text (byte {error.start:,}). Convert it first.") from error
 
 
 def named(entry: str) -> tuple[str, str]:

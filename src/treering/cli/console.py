@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -70,6 +71,13 @@ def _to_stderr(quiet: bool) -> Console:
 def plain(text: str) -> Text:
     """One line or cell of what a stranger may have written: no markup, no control characters."""
     return Text(printable(text, max(len(text), 1)))
+
+
+def print_readable(values: object) -> None:
+    """Print JSON whose strings are as they are, but for what a terminal would obey, which is escaped."""
+    text = json.dumps(values, ensure_ascii=False, indent=2)
+    if speaks():
+        print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def streamer(tokenizer: PreTrainedTokenizerFast) -> BaseStreamer:

@@ -160,7 +160,10 @@ def info(
     directory: Annotated[Path, typer.Argument(help="a prepared corpus")],
     json: Annotated[bool, typer.Option("--json", help="the manifest as it stands")] = False,
 ) -> None:
-    """Show what a prepared corpus holds, and from where."""
+    """Show what a prepared corpus holds, and from where.
+
+    Example: treering data info corpus --json
+    """
     from treering.corpus import Corpus
 
     _show(Corpus.load(directory).manifest, json)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from treering.cli import arguments
+from treering.cli.completion import offered
 
 app = typer.Typer(no_args_is_help=True, help="Measure models: every result with an interval.")
 
@@ -24,7 +25,10 @@ def bits(
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
-    """Bits per byte on held-out documents, with a 95% interval (bootstrap over documents)."""
+    """Bits per byte on held-out documents, with a 95% interval (bootstrap over documents).
+
+    Example: treering eval bits fi joined hub:HuggingFaceTB/SmolLM2-135M --data data-fi --text news=news.txt
+    """
     from rich import print_json
 
     from treering.cli.console import progress, results
@@ -59,7 +63,10 @@ def forgetting(
         typer.Option(help="EXPERT=TEXT: a text of an expert's own language; known of experts that Treering trained"),
     ] = None,
     rule: Annotated[
-        list[str] | None, typer.Option(help="a rule to compare, again for each; without any, all that are ready")
+        list[str] | None,
+        typer.Option(
+            autocompletion=offered("rule"), help="a rule to compare, again for each; without any, all that are ready"
+        ),
     ] = None,
     switched: Annotated[
         bool, typer.Option(help="also pages that change language with every paragraph, from pages that corpora share")
@@ -67,7 +74,10 @@ def forgetting(
     limit: Annotated[int | None, typer.Option(min=1, help="documents per text at most, the first ones")] = None,
     json: Annotated[bool, typer.Option("--json", help="rows and differences as JSON instead of tables")] = False,
 ) -> None:
-    """What joining costs each expert in its own language, and what it gains, rule by rule, with 95% intervals."""
+    """What joining costs each expert in its own language, and what it gains, rule by rule, with 95% intervals.
+
+    Example: treering eval forgetting joined --data data-fi --data data-hu --rule mean --rule evidence
+    """
     from rich import print_json
 
     from treering.cli.console import progress, results
@@ -103,7 +113,10 @@ def abilities(
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
-    """What small models can do: bits per byte, which paragraph comes next, a value stated before (chance 25%)."""
+    """What small models can do: bits per byte, which paragraph comes next, a value stated before (chance 25%).
+
+    Example: treering eval abilities fi-grown/stages/* --data data-fi --limit 50
+    """
     from rich import print_json
 
     from treering.cli.console import progress, results
@@ -139,7 +152,10 @@ def tasks(
     ] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="examples before a question, not the task's own")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="questions per task at most, the first ones")] = None,
-    rule: Annotated[str | None, typer.Option(help="joins the experts of compositions, not their own rule")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(autocompletion=offered("rule"), help="joins the experts of compositions, not their own rule"),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="where models run; a GPU if there is one")] = None,
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,

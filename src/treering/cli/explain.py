@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from treering.cli import arguments
+from treering.cli.completion import offered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,13 +22,19 @@ if TYPE_CHECKING:
 
 def explain(
     model: Annotated[str, typer.Argument(metavar="DIR", help="a composition")],
-    text: Annotated[str | None, typer.Argument(help="what it shall read; or give --file")] = None,
+    text: Annotated[str | None, typer.Argument(help="what it shall read, - for what comes in; or give --file")] = None,
     file: Annotated[Path | None, typer.Option(help="a file of text (UTF-8); - is standard input")] = None,
-    rule: Annotated[str | None, typer.Option(help="look through another rule, as evidence:switch=0.02")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(autocompletion=offered("rule"), help="look through another rule, as evidence:switch=0.02"),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write a page, as explanation.html")] = None,
     json: Annotated[bool, typer.Option("--json", help="a record for each token instead")] = False,
 ) -> None:
-    """Show which expert knew which word of a text."""
+    """Show which expert knew which word of a text.
+
+    Example: treering explain joined "Olipa kerran … volt egyszer" -o who-knew.html
+    """
     from rich.text import Text
 
     from treering.cli.console import plain, progress, results
@@ -37,11 +45,14 @@ def explain(
     from treering.report.explanation import explanation
     from treering.tokenizer import load
 
+    if text == "-" and file is None:
+        text, file = None, Path("-")
     if (text is None) == (file is None):
         raise TreeringError('Give either a text or a file: treering explain DIR "text", or --file FILE.')
     if output is not None:
         _require_ours(output)
-    read = text if text is not None else _contents(file or Path("-"))
+    read = text if file is None else arguments.contents(file)
+    assert read is not None
     console = progress()
     with console.status("reading …"), running(model):
         composition = require_composition(load_model(model))
@@ -96,17 +107,6 @@ def _highlight(colour: tuple[float, float, float], strength: float) -> str:
     """Dark ink on the colour, thinned with white."""
     red, green, blue = (round(255 * (1 - strength + strength * channel)) for channel in colour)
     return f"#1a1a1a on #{red:02x}{green:02x}{blue:02x}"
-
-
-def _contents(file: Path) -> str:
-    """A file's text as it is, but for the line end that closes it."""
-    from treering.errors import TreeringError
-
-    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    try:
-        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise TreeringError(f"{file} is not UTF-8 text (byte {error.start:,}). Convert it first.") from error
 
 
 def _require_ours(output: Path) -> None:

@@ -81,7 +81,10 @@ def build(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random and trainable rows.")] = 0,
 ) -> None:
-    """Make the substrate of a tokenizer: one row per token, and the fingerprint that names it."""
+    """Make the substrate of a tokenizer: one row per token, and the fingerprint that names it.
+
+    Example: treering substrate build tokenizer --d-model 192 --projection hadamard -o substrate
+    """
     from treering import substrate
     from treering import tokenizer as tokenizers
     from treering.cli.console import caution, progress
@@ -116,7 +119,10 @@ def info(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Say what a substrate is and what was met when it was made; checks its bytes."""
+    """Say what a substrate is and what was met when it was made; checks its bytes.
+
+    Example: treering substrate info substrate --sheet glyphs.png
+    """
     from treering import substrate
     from treering import tokenizer as tokenizers
     from treering.errors import TreeringError
@@ -150,7 +156,10 @@ def verify(
     directory: Annotated[Path, typer.Argument(help="Directory of a substrate.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a sentence.")] = False,
 ) -> None:
-    """Make a substrate again from its tokenizer and recipe and compare; exit code 2 if anything differs."""
+    """Make a substrate again from its tokenizer and recipe and compare; exit code 2 if anything differs.
+
+    Example: treering substrate verify substrate
+    """
     from treering import substrate
     from treering.cli.console import progress
     from treering.errors import TreeringError

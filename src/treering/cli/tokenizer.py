@@ -65,7 +65,10 @@ def train(
     ] = 0.05,
     json_output: Json = False,
 ) -> None:
-    """Train a tokenizer from which every Unicode string comes back exactly."""
+    """Train a tokenizer from which every Unicode string comes back exactly.
+
+    Example: treering tokenizer train fi.txt et.txt hu.txt --vocab-size 4096 -o tokenizer
+    """
     from treering import tokenizer as tokenizers
     from treering.corpus import Source, training_texts
     from treering.errors import TreeringError
@@ -90,7 +93,10 @@ def train(
 
 @app.command()
 def info(directory: Directory, json_output: Json = False) -> None:
-    """Show a tokenizer's layout, how many tokens of each kind it has, and its identity."""
+    """Show a tokenizer's layout, how many tokens of each kind it has, and its identity.
+
+    Example: treering tokenizer info tokenizer --json
+    """
     from treering import tokenizer as tokenizers
 
     _print_description(tokenizers.describe(tokenizers.load(directory)), json_output)
@@ -102,7 +108,10 @@ def encode(
     text: Annotated[str, typer.Argument(help="Any text; special-token strings in it are ordinary text.")],
     json_output: Json = False,
 ) -> None:
-    """Show the tokens of a text, and whether it comes back from them exactly."""
+    """Show the tokens of a text, and whether it comes back from them exactly.
+
+    Example: treering tokenizer encode tokenizer "Olipa kerran"
+    """
     from treering import tokenizer as tokenizers
 
     tokenizer = tokenizers.load(directory)

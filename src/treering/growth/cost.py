@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -217,6 +218,29 @@ def require_budget(plan: Plan, costs: Sequence[StageCost]) -> None:
 def _active_parts(step: Step) -> str:
     parts = [f"block {trained_text(step.stage)}"] if step.stage.trained else []
     return ", ".join([*parts, "final norm", *(["head"] if step.stage.head == "trained" else [])])
+
+
+def as_rows(costs: Sequence[StageCost]) -> list[dict[str, Any]]:
+    """The stages as machines read them; memory in MiB."""
+    return [
+        {
+            "stage": cost.step.number,
+            "blocks": cost.step.depth,
+            "new": blocks_text(cost.step.stage.new),
+            "train": trained_text(cost.step.stage),
+            "start": cost.step.stage.start if cost.step.stage.new else None,
+            "tokens": cost.tokens,
+            "total": cost.total,
+            "frozen": cost.frozen,
+            "trained": cost.trained,
+            "at_once": cost.active,
+            "adam": cost.optimiser,
+            "adam_host": cost.optimiser_host,
+            "gradients": cost.gradients,
+            "flops": cost.flops,
+        }
+        for cost in costs
+    ]
 
 
 def as_table(costs: Sequence[StageCost]) -> Table:
