@@ -76,7 +76,7 @@ def join(
 
     Example: treering compose fi et hungarian=hu --weight fi=2 -o joined
     """
-    from treering.cli.console import plain, progress
+    from treering.cli.console import nothing_to_do, plain, progress
     from treering.composition import DEFAULT_RULE, compose_directories
 
     console, named = progress(), dict[str, str]()
@@ -93,7 +93,11 @@ def join(
     ):
         for name, value in given:
             records.setdefault(name, {})[field] = value
+    there = output.is_dir() and any(output.iterdir())
     composed = compose_directories(named, output, rule or DEFAULT_RULE, records, across_substrates)
+    if there:
+        nothing_to_do(output)
+        return
     total, substrates = sum(p.numel() for p in composed.parameters()), len(composed.substrates)
     shared = "one substrate" if substrates == 1 else f"{substrates or 'no'} substrates"
     console.print(plain(f"{output}: {', '.join(named)} joined by {composed.rule}; {total:,} parameters, {shared}"))

@@ -16,6 +16,7 @@ from treering.reading import printable, visible
 from treering.voice import hush, speaks, tells_progress
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from transformers import PreTrainedTokenizerFast
     from transformers.generation.streamers import BaseStreamer
 
@@ -23,7 +24,7 @@ WIDE = 160
 """Columns of a table that goes to a file or a pipe, where there is no terminal to ask."""
 
 _VERBOSITIES = "TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"
-_BARS = "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"
+_BARS = "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"
 
 
 def talk(quiet: bool, verbose: bool) -> None:
@@ -41,8 +42,8 @@ def talk(quiet: bool, verbose: bool) -> None:
             os.environ.setdefault(name, "error")
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
-    for name in _BARS:
-        os.environ.setdefault(name, "1")
+        for name in _BARS:
+            os.environ.setdefault(name, "1")
 
 
 def results() -> Console:
@@ -56,6 +57,11 @@ def progress() -> Console:
 
     disable_progress_bar()
     return _to_stderr(quiet=not tells_progress())
+
+
+def nothing_to_do(output: str | os.PathLike[str]) -> None:
+    """Say that a command has been here before: what it would make is there."""
+    progress().print(plain(f"{os.fspath(output)}: complete, nothing to do"))
 
 
 def caution(message: str) -> None:
@@ -78,6 +84,13 @@ def print_readable(values: object) -> None:
     text = json.dumps(values, ensure_ascii=False, indent=2)
     if speaks():
         print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+
+
+def print_fitting(console: Console, *tables: Table) -> None:
+    """Print the first table that the console is wide enough for, or the last."""
+    unbounded = console.options.update(max_width=10_000)
+    fits = (table for table in tables if console.measure(table, options=unbounded).maximum <= console.width)
+    console.print(next(fits, tables[-1]))
 
 
 def streamer(tokenizer: PreTrainedTokenizerFast) -> BaseStreamer:

@@ -101,7 +101,7 @@ def prepare(
     Example: treering data prepare fi=kalevala.txt 'et=texts/*.txt' hu.jsonl.gz -t tokenizer -o corpus
     """
     from treering import corpus
-    from treering.cli.console import progress
+    from treering.cli.console import nothing_to_do, progress
     from treering.recipe import check_recipe, load_recipe
 
     whole = {
@@ -138,11 +138,15 @@ def prepare(
     from treering.output import require_new
     from treering.tokenizer import load
 
+    console, loaded = progress(), load(chosen.tokenizer)
+    if corpus.is_prepared(chosen, loaded):
+        nothing_to_do(chosen.output)
+        _show(corpus.load_manifest(chosen.output), json)
+        return
     require_new(chosen.output)
-    console = progress()
     made = corpus.prepare(
         chosen.sources,
-        load(chosen.tokenizer),
+        loaded,
         chosen.output,
         block_size=chosen.block_size,
         validation=chosen.validation,

@@ -87,10 +87,12 @@ def build(
     """
     from treering import substrate
     from treering import tokenizer as tokenizers
-    from treering.cli.console import caution, progress
+    from treering.cli.console import caution, nothing_to_do, progress
     from treering.output import require_new, staged_directory
 
-    require_new(output)
+    there = substrate.load(output) if Path(output, "substrate.json").is_file() else None
+    if there is None:
+        require_new(output)
     console = progress()
     loaded = tokenizers.load(tokenizer)
     with console.status("Building the substrate …"):
@@ -103,8 +105,11 @@ def build(
             cell=cell,
             seed=seed,
         )
-    with staged_directory(output) as staging:
-        made.save(staging, loaded)
+    if there is not None and there.fingerprint == made.fingerprint:
+        nothing_to_do(output)
+    else:
+        with staged_directory(output) as staging:
+            made.save(staging, loaded)
     _show(made, output)
     if not made.report["reproducible"]:
         components, entries = made.report["uncertain_components"], made.report["uncertain_entries"]

@@ -112,7 +112,7 @@ def source_bytes(source: Source) -> int | None:
     """Size on disk of what a source will read, or None where that is not known beforehand."""
     if is_hub(source):
         return None
-    local = (Path(path) for path, _ in _files(source) if "://" not in path)
+    local = (Path(path) for path, _ in source_files(source) if "://" not in path)
     return sum(path.stat().st_size for path in local if path.is_file()) or None
 
 
@@ -120,7 +120,7 @@ def _limited(source: Source, receipt: Receipt, outside: Callable[[Document], obj
     yield from itertools.islice(_documents(source, receipt, outside), source.limit)
     if source.limit is not None and not is_hub(source):
         done = {file.name for file in receipt.files}
-        for path, name in _files(source):
+        for path, name in source_files(source):
             if name in receipt.opened and name not in done:  # left early, but its hash is of the whole file
                 with open_stream(path, name, "", receipt):
                     pass
@@ -132,7 +132,9 @@ def _documents(source: Source, receipt: Receipt, outside: Callable[[Document], o
 
         found: Iterable[Document] = (_document(row, source, where) for where, row in hub_rows(source))
     else:
-        found = itertools.chain.from_iterable(_read_file(path, name, source, receipt) for path, name in _files(source))
+        found = itertools.chain.from_iterable(
+            _read_file(path, name, source, receipt) for path, name in source_files(source)
+        )
     nothing = True
     for document in found:
         if not document.text.strip():
@@ -162,8 +164,8 @@ def is_hub(source: Source) -> bool:
     return plain_name and not Path(path).parent.is_dir()
 
 
-def _files(source: Source) -> list[tuple[str, str]]:
-    """Each file to open, with the name that the manifest gives it."""
+def source_files(source: Source) -> list[tuple[str, str]]:
+    """Each file of a source to open, with the name that the manifest gives it."""
     path = source.path
     if path.startswith(EMBEDDED_PREFIX):
         path = str(embedded(path.removeprefix(EMBEDDED_PREFIX)))
