@@ -191,11 +191,13 @@ def lm_eval(arguments: typer.Context) -> None:
 
     Example: treering lm-eval run --model treering --model_args pretrained=joined,rule=evidence --tasks boolq
     """
+    import os
     import sys
 
     from treering.evaluation.harness import require_lm_eval
 
     require_lm_eval()
+    os.environ.pop("TQDM_DISABLE", None)  # its own command line shows its own bars
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv = ["lm-eval", *arguments.args]

@@ -12,12 +12,15 @@ from treering.cli import arguments
 from treering.cli.completion import offered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rich.table import Table
     from rich.text import Text
 
     from treering.evaluation import Attribution
+
+SURE = 0.3
+"""How far the credit of the one who knew a passage must be from equal shares (0) to all (1)."""
 
 
 def explain(
@@ -62,8 +65,11 @@ def explain(
     if json:
         print(_as_json(attribution.rows()))
     else:
-        results().print(coloured(attribution), soft_wrap=True)
-        results().print(Text(), totals(attribution))
+        out = results()
+        out.print(coloured(attribution), soft_wrap=True)
+        if out.color_system is None or out.no_color:
+            out.print(Text(), passages(attribution))
+        out.print(Text(), totals(attribution))
     if output is not None:
         _write(output, explanation(attribution, _command(model, text, file, rule, output)))
         console.print(plain(f"{output}: the same to point at, with the weights along the text"))
@@ -82,6 +88,35 @@ def coloured(attribution: Attribution) -> Text:
         colour, sure = shade(credit, palette)
         shown.append(visible(attribution.text[start:end]), _highlight(colour, 0.6 * sure))
     return shown
+
+
+def passages(attribution: Attribution) -> Table:
+    """Where colours cannot say it: who knew which passage, one after the other; – where nobody knew it much better."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from treering.cli.console import plain
+    from treering.reading import visible
+
+    pieces = attribution.pieces()
+    table = Table("knew it", "passage", box=None)
+    runs: list[tuple[str, str]] = []
+    for (start, end), credit in zip(pieces.spans, pieces.credit.T.tolist(), strict=True):
+        name, text = _leader(credit, attribution.experts), attribution.text[start:end]
+        if runs and (runs[-1][0] == name or text.isspace()):
+            runs[-1] = runs[-1][0], runs[-1][1] + text
+        else:
+            runs.append((name, text))
+    for name, text in runs:
+        table.add_row(plain(name), Text(visible(text.strip())))
+    return table
+
+
+def _leader(credit: list[float], experts: Sequence[str]) -> str:
+    """The expert with most of the credit, if that is well above an equal share."""
+    from treering.report.explanation import certainty
+
+    return experts[credit.index(max(credit))] if certainty(credit) >= SURE else "–"
 
 
 def totals(attribution: Attribution) -> Table:

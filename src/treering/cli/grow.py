@@ -44,9 +44,9 @@ def grow(
     from rich import print_json
 
     from treering.backbone import blocks
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_fitting, progress, results
     from treering.growth import PLANS, GrowthRecipe, GrowthResult, grow_recipe, survey
-    from treering.growth.cost import as_rows, as_table
+    from treering.growth.cost import as_brief_table, as_rows, as_table
     from treering.growth.recipe import as_plan, begin
     from treering.recipe import check_recipe, load_recipe
     from treering.report import as_png, loss_curves
@@ -66,7 +66,7 @@ def grow(
     if json:
         print_json(data=as_rows(costs))
     else:
-        (results() if dry_run else console).print(as_table(costs))
+        print_fitting(results() if dry_run else console, as_table(costs), as_brief_table(costs))
     if dry_run:
         return
 

@@ -243,6 +243,36 @@ def as_rows(costs: Sequence[StageCost]) -> list[dict[str, Any]]:
     ]
 
 
+def as_brief_table(costs: Sequence[StageCost]) -> Table:
+    """The stages in 80 columns: short numbers, and Adam and the gradients on the device as one."""
+    table = Table("stage", "blocks", "new", box=None, padding=(0, 1, 0, 0))
+    table.add_column("train", max_width=14)
+    table.add_column("start")
+    for name in ("tokens", "total", "trained", "at once", "MiB", "TFLOPs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cost in costs:
+        stage = cost.step.stage
+        table.add_row(
+            f"{cost.step.number}",
+            f"{cost.step.depth}",
+            blocks_text(stage.new) or "–",
+            trained_text(stage) or "–",
+            stage.start if stage.new else "–",
+            *(_brief(number) for number in (cost.tokens, cost.total, cost.trained, cost.active)),
+            f"{cost.optimiser + cost.gradients:,.0f}",
+            f"{cost.flops / 1e12:,.1f}",
+        )
+    return table
+
+
+def _brief(number: float) -> str:
+    """Three digits and k, M or G."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"
+
+
 def as_table(costs: Sequence[StageCost]) -> Table:
     """The stages as people read them before a run."""
     table = Table("stage", "blocks", "new", "train", "start", box=None)
