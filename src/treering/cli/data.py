@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from treering.corpus import CorpusRecipe, Manifest
 
+FEW = 10
+"""Held-out documents of a source from which on an interval over them says something."""
+
 app = typer.Typer(no_args_is_help=True, help="Make corpora: packed training blocks and held-out documents.")
 
 
@@ -35,6 +38,9 @@ class Format(str, Enum):
 
     text = "text"
     jsonl = "jsonl"
+    json = "json"
+    csv = "csv"
+    tsv = "tsv"
     parquet = "parquet"
 
 
@@ -101,7 +107,7 @@ def prepare(
     Example: treering data prepare fi=kalevala.txt 'et=texts/*.txt' hu.jsonl.gz -t tokenizer -o corpus
     """
     from treering import corpus
-    from treering.cli.console import nothing_to_do, progress
+    from treering.cli.console import caution, nothing_to_do, progress
     from treering.recipe import check_recipe, load_recipe
 
     whole = {
@@ -157,6 +163,20 @@ def prepare(
         console=console,
     )
     _show(made.manifest, json)
+    if told := _too_small(made.manifest):
+        caution(told)
+
+
+def _too_small(manifest: Manifest) -> str | None:
+    """What to say where so little is held out of a source that measuring on it tells nothing."""
+    few = {s.name: s.validation_documents for s in manifest.sources if s.validation_documents < FEW}
+    if not manifest.validation_share or not few:
+        return None
+    told = ", ".join(f"{count} of {name}" for name, count in few.items())
+    return (
+        f"held out are only {told}: an interval over fewer than {FEW} documents tells nothing. Give more text, smaller "
+        "documents (--document paragraph or line), or a larger --validation."
+    )
 
 
 @app.command()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from treering.cli import arguments
 from treering.cli.completion import offered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 app = typer.Typer(no_args_is_help=True, help="Measure models: every result with an interval.")
 
@@ -34,19 +37,23 @@ def bits(
     from treering.cli.console import progress, results
     from treering.composition import load_model
     from treering.evaluation import Row, as_table, bits_per_byte, uniform_bits_per_byte
-    from treering.tokenizer import load
+    from treering.tokenizer import identity, load
 
     texts = arguments.texts_to_measure(text, data, limit)
     console = progress()
     rows: list[Row] = []
+    known: dict[str, tuple[str, PreTrainedTokenizerFast]] = {}
     for entry in models:
         name, path = arguments.named(entry)
         tokenizer = load(path, trust_remote_code)
-        if uniform and not rows:
-            rows += uniform_bits_per_byte(tokenizer, texts)
+        known.setdefault(identity(tokenizer), (name, tokenizer))
         with console.status(f"measuring {path} …"):
             model = load_model(path, trust_remote_code=trust_remote_code)
             rows += bits_per_byte(name, model, tokenizer, texts)
+    if uniform:
+        labels = ["uniform"] if len(known) == 1 else [f"uniform over {name}'s tokens" for name, _ in known.values()]
+        guessed = zip(labels, known.values(), strict=True)
+        rows = [row for label, (_, own) in guessed for row in uniform_bits_per_byte(own, texts, label)] + rows
     if json:
         print_json(data=rows)
     else:
@@ -80,9 +87,10 @@ def forgetting(
     """
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import plain, progress, results
     from treering.composition import load_model
     from treering.evaluation import as_change_table, as_table, code_switched, measure_forgetting, require_composition
+    from treering.evaluation.forgetting import own_texts
     from treering.tokenizer import load
 
     model, tokenizer = require_composition(load_model(composition)), load(composition)
@@ -91,8 +99,13 @@ def forgetting(
     told: dict[str, list[str]] = {}
     for name, its in arguments.pairs(own, "TEXT"):
         told.setdefault(name, []).append(its)
-    with progress().status(f"measuring {composition} …"):
+    console = progress()
+    with console.status(f"measuring {composition} …"):
         measured = measure_forgetting(model, tokenizer, texts, rule, told, extra)
+    if without := [name for name, its in own_texts(model, texts, told).items() if not its]:
+        console.print(
+            plain(f"No text is known to be {', '.join(without)}'s own; where one is, say --own {without[0]}=TEXT.")
+        )
     if json:
         print_json(data={"rows": measured.rows, "differences": measured.differences})
         return
