@@ -240,7 +240,6 @@ def test_a_truncated_checkpoint(root, tmp_path):
         (["compose", "fit", "{root}/composed"], "no text to fit on"),
         (["compose", "fit", "{root}/composed", "--data", "{root}/data-ru"], "no text to fit on"),
         (["eval", "forgetting", "{root}/ru", "--data", "{root}/data-ru"], "one expert alone"),
-        (["eval", "forgetting", "{root}/composed", "--text", "page={root}/zh.txt"], "Say so: --own ru=TEXT"),
         (["generate", "{root}/ru", "x", "--rule", "mean"], "single gpt_neox model"),
         (["compose", "{root}/ru", "{root}/zh", "--rule", "median", "-o", "{new}"], "no composition rule 'median'"),
         (["compose", "{root}/ru", "{root}/zh", "-o", "{root}/ru"], "already exists"),

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from treering.errors import TreeringError
 from treering.reading import printable
+from treering.voice import tells_progress
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """By the number of a value's kind, how it is packed."""
@@ -143,7 +144,7 @@ class _Header:
 @contextmanager
 def long_reading(what: str) -> Iterator[None]:
     """Tell people what takes so long, if it does."""
-    console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True)
+    console = Console(stderr=True, quiet=not tells_progress(), soft_wrap=True)
     message = f"reading {printable(what)} (this can take minutes; a model that was saved as a directory loads at once)"
     if console.is_terminal:
         with console.status(message):

@@ -91,6 +91,14 @@ def test_it_joins_a_composition_that_has_its_base(places, tmp_path):
     assert shards == {n: b for n, b in files(tmp_path / "cut").items() if n.endswith(".safetensors")}
 
 
+def test_cut_again_it_stays_as_it_is_and_another_is_refused(places, tmp_path):
+    names = cut(places / "ru", tmp_path / "out")
+    before = files(tmp_path / "out")
+    assert cut(places / "ru", tmp_path / "out") == names and files(tmp_path / "out") == before
+    with pytest.raises(TreeringError, match="already exists"):
+        cut(places / "zh", tmp_path / "out")
+
+
 def test_alone_it_says_which_base_it_needs(places):
     noted = json.loads((places / "ru-cut" / "config.json").read_text())["treering_trunk"]
     with pytest.raises(TreeringError, match="some/base, whose lowest 2 blocks are " + noted["trunk"]):

@@ -326,7 +326,9 @@ def test_a_name_that_is_no_unicode_is_told(tmp_path: Path) -> None:
 
 
 def test_a_json_array_gets_advice(put: Callable) -> None:
-    assert "jq" in fails(put("a.json", b'[{"text": "a"},\n{"text": "b"}]\n'))
+    content = b'[{"text": "a"},\n{"text": "b"}]\n'
+    assert "--format json" in fails(put("a.jsonl", content))
+    assert texts(put("a.json", content)) == ["a", "b"]
 
 
 def test_paragraphs_and_other_fields(put: Callable) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,31 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="run Python code that comes with a model, if transformers lacks its kind"),
 ]
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="a field of the recipe, as training.learning_rate=1e-3 or seeds.0=7 (YAML); again for another",
+        show_default=False,
+    ),
+]
+
+
+def contents(file: Path) -> str:
+    """A file's text (of ``-``, what comes in) as it is, but for the line end that closes it.
+
+    Raises:
+        TreeringError: it is not UTF-8.
+    """
+    stdin = str(file) == "-"
+    data = sys.stdin.buffer.read() if stdin else file.read_bytes()
+    try:
+        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        what = "What comes in" if stdin else file
+        raise TreeringError(f"{what} is not UTF-8 text (byte {error.start:,}). Convert it first.") from error
 
 
 def without_bars() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from treering.cli import arguments
+from treering.cli.completion import offered
 from treering.errors import TreeringError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class JoinByDefault(TyperGroup):
@@ -37,7 +41,10 @@ Across = Annotated[
     ),
 ]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a composition")]
-Instead = Annotated[str | None, typer.Option(help="joins them from now on, instead of the composition's rule")]
+Instead = Annotated[
+    str | None,
+    typer.Option(autocompletion=offered("rule"), help="joins them from now on, instead of the composition's rule"),
+]
 
 
 @app.command()
@@ -48,7 +55,11 @@ def join(
     output: Annotated[Path, typer.Option("--output", "-o", help="directory of the composition")],
     rule: Annotated[
         str | None,
-        typer.Option(help="how they are joined; treering compose rules lists all", show_default="evidence:switch=0.01"),
+        typer.Option(
+            autocompletion=offered("rule"),
+            help="how they are joined; treering compose rules lists all",
+            show_default="evidence:switch=0.01",
+        ),
     ] = None,
     weight: Annotated[
         list[str] | None, typer.Option(metavar="NAME=WEIGHT", help="of its prior, relative to the others' (1)")
@@ -61,8 +72,11 @@ def join(
     ] = None,
     across_substrates: Across = False,
 ) -> None:
-    """Join experts (what compose does if it reads no other command); nothing is trained, and they stay as they are."""
-    from treering.cli.console import plain, progress
+    """Join experts (what compose does if it reads no other command); nothing is trained, and they stay as they are.
+
+    Example: treering compose fi et hungarian=hu --weight fi=2 -o joined
+    """
+    from treering.cli.console import nothing_to_do, plain, progress
     from treering.composition import DEFAULT_RULE, compose_directories
 
     console, named = progress(), dict[str, str]()
@@ -79,7 +93,11 @@ def join(
     ):
         for name, value in given:
             records.setdefault(name, {})[field] = value
+    there = output.is_dir() and any(output.iterdir())
     composed = compose_directories(named, output, rule or DEFAULT_RULE, records, across_substrates)
+    if there:
+        nothing_to_do(output)
+        return
     total, substrates = sum(p.numel() for p in composed.parameters()), len(composed.substrates)
     shared = "one substrate" if substrates == 1 else f"{substrates or 'no'} substrates"
     console.print(plain(f"{output}: {', '.join(named)} joined by {composed.rule}; {total:,} parameters, {shared}"))
@@ -95,7 +113,10 @@ def add(
     rule: Instead = None,
     across_substrates: Across = False,
 ) -> None:
-    """Let one more expert join; the others' files are not touched. What was fitted to the others alone is dropped."""
+    """Let one more expert join; the others' files are not touched. What was fitted to the others alone is dropped.
+
+    Example: treering compose add joined law=branch-law --weight 0.5
+    """
     from treering.cli.console import plain, progress
     from treering.composition import add_expert
 
@@ -111,14 +132,17 @@ def remove(
     name: Annotated[str, typer.Argument(metavar="NAME", help="the expert that leaves; compose list shows all")],
     rule: Instead = None,
 ) -> None:
-    """Let an expert leave without a trace: what stays is, to the byte, what composing the others would have made."""
-    from treering.cli.console import plain, progress
+    """Let an expert leave without a trace: what stays is, to the byte, what composing the others would have made.
+
+    Example: treering compose remove joined hu
+    """
+    from treering.cli.console import caution, plain, progress
     from treering.composition import remove_expert
 
     console, foreign = progress(), remove_expert(directory, name, rule)
     console.print(plain(f"{directory}: {name} left"))
     if foreign:
-        console.print(plain(f"Files of yours that were kept, and may name it: {', '.join(foreign)}"))
+        caution(f"files of yours that were kept may name it: {', '.join(foreign)}")
 
 
 @app.command()
@@ -126,7 +150,10 @@ def cut(
     branch: Annotated[str, typer.Argument(metavar="DIR", help="a branch, as treering grow branch leaves it")],
     output: Annotated[Path, typer.Option("--output", "-o", help="directory for what the branch has alone")],
 ) -> None:
-    """Cut a branch off its trunk, to hand it over: a few megabytes, which join wherever its base is."""
+    """Cut a branch off its trunk, to hand it over: a few megabytes, which join wherever its base is.
+
+    Example: treering compose cut branch-law -o law-alone
+    """
     from treering.cli.console import plain, progress
     from treering.composition import cut as cut_off
 
@@ -139,16 +166,26 @@ def cut(
 def list_(
     directory: Directory, json: Annotated[bool, typer.Option("--json", help="all that is recorded of each")] = False
 ) -> None:
-    """Who is in a composition: weight, size, origin, licence, data, fingerprint."""
-    from rich.table import Table
+    """Who is in a composition: weight, size, origin, licence, data, fingerprint.
 
-    from treering.cli.console import plain, results
+    Example: treering compose list joined --json
+    """
+    from treering.cli.console import print_readable, results
     from treering.composition import list_experts
 
     experts = list_experts(directory)
     if json:
-        results().print(_readable(experts), markup=False, highlight=False, emoji=False, soft_wrap=True)
-        return
+        print_readable(experts)
+    else:
+        results().print(experts_table(experts))
+
+
+def experts_table(experts: Sequence[dict[str, Any]]) -> Table:
+    """What `treering.composition.list_experts` tells, a row for each."""
+    from rich.table import Table
+
+    from treering.cli.console import plain
+
     table = Table("expert", "weight", "share", "model", "parameters", "origin", "licence", box=None)
     for column in ("trained on", "fingerprint"):
         table.add_column(column)
@@ -172,15 +209,7 @@ def list_(
             (record.get("fingerprint") or "?")[:12],
         )
         table.add_row(*map(plain, cells))
-    results().print(table)
-
-
-def _readable(values: object) -> str:
-    """JSON whose strings are as they are, but for what a terminal would obey, which is escaped."""
-    from json import dumps
-
-    text = dumps(values, ensure_ascii=False, indent=2)
-    return "".join(c if c.isprintable() or c == "\n" else dumps(c)[1:-1] for c in text)
+    return table
 
 
 @app.command()
@@ -188,7 +217,10 @@ def reweight(
     directory: Directory,
     weights: Annotated[list[str], typer.Argument(metavar="NAME=WEIGHT", help="relative to the others'")],
 ) -> None:
-    """Trust some experts more before a text begins; 0 silences one. Those not named keep their weights."""
+    """Trust some experts more before a text begins; 0 silences one. Those not named keep their weights.
+
+    Example: treering compose reweight joined fi=2 hu=0
+    """
     from treering.cli.console import plain, progress
     from treering.composition import reweight as store
 
@@ -199,9 +231,15 @@ def reweight(
 
 @app.command()
 def rule(
-    directory: Directory, rule: Annotated[str, typer.Argument(metavar="RULE", help="compose rules lists all")]
+    directory: Directory,
+    rule: Annotated[
+        str, typer.Argument(metavar="RULE", autocompletion=offered("rule"), help="compose rules lists all")
+    ],
 ) -> None:
-    """Store another rule in a composition."""
+    """Store another rule in a composition.
+
+    Example: treering compose rule joined top_k:k=2
+    """
     from treering.cli.console import plain, progress
     from treering.composition import set_rule
 
@@ -210,25 +248,41 @@ def rule(
 
 
 @app.command()
-def rules() -> None:
-    """All rules, with what can be set in each (NAME:KEY=VALUE,…) and where they come from."""
+def rules(json: Annotated[bool, typer.Option("--json", help="as JSON instead of a table")] = False) -> None:
+    """All rules, with what can be set in each (NAME:KEY=VALUE,…) and where they come from.
+
+    Example: treering compose rules --json
+    """
+    from rich import print_json
     from rich.table import Table
 
     from treering.cli.console import results
     from treering.composition import RULES
     from treering.composition.rules import parameters
 
+    rows: list[dict[str, Any]] = [
+        {
+            "rule": name,
+            "parameters": {key: field.default for key, field in parameters(known.function).model_fields.items()},
+            "source": known.source,
+        }
+        for name, known in RULES.items()
+    ]
+    if json:
+        print_json(data=rows)
+        return
     table = Table("rule", "can be set", "source", box=None)
-    for name, known in RULES.items():
-        fields = parameters(known.function).model_fields
-        table.add_row(name, ", ".join(f"{key}={field.default}" for key, field in fields.items()), known.source)
+    for row in rows:
+        table.add_row(row["rule"], ", ".join(f"{k}={v}" for k, v in row["parameters"].items()), row["source"])
     results().print(table)
 
 
 @app.command()
 def fit(
     directory: Directory,
-    rule: Annotated[str, typer.Option(help="weighted, gate or adapter")] = "gate:switch=0.01",
+    rule: Annotated[
+        str, typer.Option(autocompletion=offered("fitted rule"), help="weighted, gate or adapter")
+    ] = "gate:switch=0.01",
     data: Annotated[
         list[str] | None, typer.Option(help="a corpus prepared with --calibration: the documents it sets apart")
     ] = None,
@@ -237,7 +291,10 @@ def fit(
         int | None, typer.Option(min=1, help="to read at most", show_default="1% of the experts' training tokens")
     ] = None,
 ) -> None:
-    """Fit weights, a gate or an adapter on top of the experts, on text that none was trained on; then join by it."""
+    """Fit weights, a gate or an adapter on top of the experts, on text that none was trained on; then join by it.
+
+    Example: treering compose fit joined --rule gate:switch=0.01 --data data-fi --data data-hu
+    """
     from treering.cli.console import plain, progress
     from treering.composition import fit_directory
 
@@ -269,7 +326,7 @@ def _numbers(entries: Sequence[str] | None) -> list[tuple[str, float]]:
 
 def generate(
     model: Annotated[str, typer.Argument(metavar="DIR", help="an expert, a composition, or a hub name")],
-    text: Annotated[str, typer.Argument(help="what to go on from; may be empty")],
+    text: Annotated[str, typer.Argument(help="what to go on from, - for what comes in; may be empty")],
     tokens: Annotated[int, typer.Option(min=1, help="how many tokens at most")] = 100,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="0 takes the likeliest token each time; 0.8 if not given")
@@ -280,13 +337,19 @@ def generate(
     ] = None,
     beams: Annotated[int, typer.Option(min=1, help="beam search, with temperature 0")] = 1,
     seed: Annotated[int | None, typer.Option(help="for the same text again")] = None,
-    rule: Annotated[str | None, typer.Option(help="join a composition's experts by another rule this time")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(autocompletion=offered("rule"), help="join a composition's experts by another rule this time"),
+    ] = None,
     draw: Annotated[
         bool, typer.Option("--draw", help="draw one expert for the answer: an exact sample of evidence at one's cost")
     ] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
-    """Let a model go on from a text."""
+    """Let a model go on from a text.
+
+    Example: echo -n "Olipa kerran" | treering generate joined - --tokens 50 --seed 1
+    """
     from treering.cli.console import progress, shown, streamer
     from treering.composition import load_model, running
     from treering.evaluation import generate as generate_text
@@ -294,6 +357,8 @@ def generate(
     from treering.tokenizer import load
 
     progress()
+    if text == "-":
+        text = arguments.contents(Path("-"))
     tokenizer = load(model, trust_remote_code)
     loaded = load_model(model, rule=rule, trust_remote_code=trust_remote_code)
     with running(model):

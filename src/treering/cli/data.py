@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treering.cli import arguments
 from treering.errors import TreeringError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from treering.corpus import CorpusRecipe, Manifest
+
+FEW = 10
+"""Held-out documents of a source from which on an interval over them says something."""
 
 app = typer.Typer(no_args_is_help=True, help="Make corpora: packed training blocks and held-out documents.")
 
@@ -34,6 +38,9 @@ class Format(str, Enum):
 
     text = "text"
     jsonl = "jsonl"
+    json = "json"
+    csv = "csv"
+    tsv = "tsv"
     parquet = "parquet"
 
 
@@ -92,14 +99,15 @@ def prepare(
         int | None,
         typer.Option(help="shortest paragraph cut out of training if held out; 0 cuts none (default 16)", min=0),
     ] = None,
+    set_: arguments.Set = None,
     json: Annotated[bool, typer.Option("--json", help="print the manifest as JSON")] = False,
 ) -> None:
     """Cut text into packed token blocks to train on, and hold whole documents out to measure on.
 
-    For example: treering data prepare fi=kalevala.txt 'et=texts/*.txt' hu.jsonl.gz -t tokenizer -o corpus
+    Example: treering data prepare fi=kalevala.txt 'et=texts/*.txt' hu.jsonl.gz -t tokenizer -o corpus
     """
     from treering import corpus
-    from treering.cli.console import progress
+    from treering.cli.console import caution, nothing_to_do, progress
     from treering.recipe import check_recipe, load_recipe
 
     whole = {
@@ -125,22 +133,26 @@ def prepare(
             raise TreeringError(
                 "With --recipe, the sources and all that belongs to one (weight, part, format …) stand in it."
             )
-        chosen: CorpusRecipe = load_recipe(recipe, corpus.CorpusRecipe, whole)
+        chosen: CorpusRecipe = load_recipe(recipe, corpus.CorpusRecipe, whole, set_ or ())
     else:
         for option, value in (("SOURCE", sources), ("--tokenizer", tokenizer), ("--output", output)):
             if not value:
                 raise TreeringError(f"{option} is missing; see treering data prepare --help.")
         values: dict[str, Any] = {k: v for k, v in whole.items() if v is not None}
         values["sources"] = _sources(sources or [], each, weight or [], part or [])
-        chosen = check_recipe(values, corpus.CorpusRecipe, "command line")
+        chosen = check_recipe(values, corpus.CorpusRecipe, "command line", set_ or ())
     from treering.output import require_new
     from treering.tokenizer import load
 
+    console, loaded = progress(), load(chosen.tokenizer)
+    if corpus.is_prepared(chosen, loaded):
+        nothing_to_do(chosen.output)
+        _show(corpus.load_manifest(chosen.output), json)
+        return
     require_new(chosen.output)
-    console = progress()
     made = corpus.prepare(
         chosen.sources,
-        load(chosen.tokenizer),
+        loaded,
         chosen.output,
         block_size=chosen.block_size,
         validation=chosen.validation,
@@ -151,6 +163,20 @@ def prepare(
         console=console,
     )
     _show(made.manifest, json)
+    if told := _too_small(made.manifest):
+        caution(told)
+
+
+def _too_small(manifest: Manifest) -> str | None:
+    """What to say where so little is held out of a source that measuring on it tells nothing."""
+    few = {s.name: s.validation_documents for s in manifest.sources if s.validation_documents < FEW}
+    if not manifest.validation_share or not few:
+        return None
+    told = ", ".join(f"{count} of {name}" for name, count in few.items())
+    return (
+        f"held out are only {told}: an interval over fewer than {FEW} documents tells nothing. Give more text, smaller "
+        "documents (--document paragraph or line), or a larger --validation."
+    )
 
 
 @app.command()
@@ -158,7 +184,10 @@ def info(
     directory: Annotated[Path, typer.Argument(help="a prepared corpus")],
     json: Annotated[bool, typer.Option("--json", help="the manifest as it stands")] = False,
 ) -> None:
-    """Show what a prepared corpus holds, and from where."""
+    """Show what a prepared corpus holds, and from where.
+
+    Example: treering data info corpus --json
+    """
     from treering.corpus import Corpus
 
     _show(Corpus.load(directory).manifest, json)

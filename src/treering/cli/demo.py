@@ -25,6 +25,8 @@ def demo(
     """Two specialists on one frozen substrate, joined after training and measured; run again to go on.
 
     With --pretrained: a Russian and a Chinese branch on a model that exists, joined with it.
+
+    Example: treering demo --quick -o runs/quick
     """
     import time
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from treering.cli import arguments
+from treering.cli.completion import offered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 app = typer.Typer(no_args_is_help=True, help="Measure models: every result with an interval.")
 
@@ -24,25 +28,32 @@ def bits(
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
-    """Bits per byte on held-out documents, with a 95% interval (bootstrap over documents)."""
+    """Bits per byte on held-out documents, with a 95% interval (bootstrap over documents).
+
+    Example: treering eval bits fi joined hub:HuggingFaceTB/SmolLM2-135M --data data-fi --text news=news.txt
+    """
     from rich import print_json
 
     from treering.cli.console import progress, results
     from treering.composition import load_model
     from treering.evaluation import Row, as_table, bits_per_byte, uniform_bits_per_byte
-    from treering.tokenizer import load
+    from treering.tokenizer import identity, load
 
     texts = arguments.texts_to_measure(text, data, limit)
     console = progress()
     rows: list[Row] = []
+    known: dict[str, tuple[str, PreTrainedTokenizerFast]] = {}
     for entry in models:
         name, path = arguments.named(entry)
         tokenizer = load(path, trust_remote_code)
-        if uniform and not rows:
-            rows += uniform_bits_per_byte(tokenizer, texts)
+        known.setdefault(identity(tokenizer), (name, tokenizer))
         with console.status(f"measuring {path} …"):
             model = load_model(path, trust_remote_code=trust_remote_code)
             rows += bits_per_byte(name, model, tokenizer, texts)
+    if uniform:
+        labels = ["uniform"] if len(known) == 1 else [f"uniform over {name}'s tokens" for name, _ in known.values()]
+        guessed = zip(labels, known.values(), strict=True)
+        rows = [row for label, (_, own) in guessed for row in uniform_bits_per_byte(own, texts, label)] + rows
     if json:
         print_json(data=rows)
     else:
@@ -59,7 +70,10 @@ def forgetting(
         typer.Option(help="EXPERT=TEXT: a text of an expert's own language; known of experts that Treering trained"),
     ] = None,
     rule: Annotated[
-        list[str] | None, typer.Option(help="a rule to compare, again for each; without any, all that are ready")
+        list[str] | None,
+        typer.Option(
+            autocompletion=offered("rule"), help="a rule to compare, again for each; without any, all that are ready"
+        ),
     ] = None,
     switched: Annotated[
         bool, typer.Option(help="also pages that change language with every paragraph, from pages that corpora share")
@@ -67,12 +81,16 @@ def forgetting(
     limit: Annotated[int | None, typer.Option(min=1, help="documents per text at most, the first ones")] = None,
     json: Annotated[bool, typer.Option("--json", help="rows and differences as JSON instead of tables")] = False,
 ) -> None:
-    """What joining costs each expert in its own language, and what it gains, rule by rule, with 95% intervals."""
+    """What joining costs each expert in its own language, and what it gains, rule by rule, with 95% intervals.
+
+    Example: treering eval forgetting joined --data data-fi --data data-hu --rule mean --rule evidence
+    """
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import plain, progress, results
     from treering.composition import load_model
     from treering.evaluation import as_change_table, as_table, code_switched, measure_forgetting, require_composition
+    from treering.evaluation.forgetting import own_texts
     from treering.tokenizer import load
 
     model, tokenizer = require_composition(load_model(composition)), load(composition)
@@ -81,8 +99,13 @@ def forgetting(
     told: dict[str, list[str]] = {}
     for name, its in arguments.pairs(own, "TEXT"):
         told.setdefault(name, []).append(its)
-    with progress().status(f"measuring {composition} …"):
+    console = progress()
+    with console.status(f"measuring {composition} …"):
         measured = measure_forgetting(model, tokenizer, texts, rule, told, extra)
+    if without := [name for name, its in own_texts(model, texts, told).items() if not its]:
+        console.print(
+            plain(f"No text is known to be {', '.join(without)}'s own; where one is, say --own {without[0]}=TEXT.")
+        )
     if json:
         print_json(data={"rows": measured.rows, "differences": measured.differences})
         return
@@ -103,7 +126,10 @@ def abilities(
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
-    """What small models can do: bits per byte, which paragraph comes next, a value stated before (chance 25%)."""
+    """What small models can do: bits per byte, which paragraph comes next, a value stated before (chance 25%).
+
+    Example: treering eval abilities fi-grown/stages/* --data data-fi --limit 50
+    """
     from rich import print_json
 
     from treering.cli.console import progress, results
@@ -139,7 +165,10 @@ def tasks(
     ] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="examples before a question, not the task's own")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="questions per task at most, the first ones")] = None,
-    rule: Annotated[str | None, typer.Option(help="joins the experts of compositions, not their own rule")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(autocompletion=offered("rule"), help="joins the experts of compositions, not their own rule"),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="where models run; a GPU if there is one")] = None,
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
@@ -219,11 +248,13 @@ def lm_eval(arguments: typer.Context) -> None:
 
     Example: treering lm-eval run --model treering --model_args pretrained=joined,rule=evidence --tasks boolq
     """
+    import os
     import sys
 
     from treering.evaluation.harness import require_lm_eval
 
     require_lm_eval()
+    os.environ.pop("TQDM_DISABLE", None)  # its own command line shows its own bars
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv = ["lm-eval", *arguments.args]

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from treering.cli import arguments
+from treering.cli.completion import offered
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rich.table import Table
     from rich.text import Text
 
     from treering.evaluation import Attribution
 
+SURE = 0.3
+"""How far the credit of the one who knew a passage must be from equal shares (0) to all (1)."""
+
 
 def explain(
     model: Annotated[str, typer.Argument(metavar="DIR", help="a composition")],
-    text: Annotated[str | None, typer.Argument(help="what it shall read; or give --file")] = None,
+    text: Annotated[str | None, typer.Argument(help="what it shall read, - for what comes in; or give --file")] = None,
     file: Annotated[Path | None, typer.Option(help="a file of text (UTF-8); - is standard input")] = None,
-    rule: Annotated[str | None, typer.Option(help="look through another rule, as evidence:switch=0.02")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(autocompletion=offered("rule"), help="look through another rule, as evidence:switch=0.02"),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write a page, as explanation.html")] = None,
     json: Annotated[bool, typer.Option("--json", help="a record for each token instead")] = False,
 ) -> None:
-    """Show which expert knew which word of a text."""
+    """Show which expert knew which word of a text.
+
+    Example: treering explain joined "Olipa kerran … volt egyszer" -o who-knew.html
+    """
     from rich.text import Text
 
     from treering.cli.console import plain, progress, results
@@ -37,11 +48,14 @@ def explain(
     from treering.report.explanation import explanation
     from treering.tokenizer import load
 
+    if text == "-" and file is None:
+        text, file = None, Path("-")
     if (text is None) == (file is None):
         raise TreeringError('Give either a text or a file: treering explain DIR "text", or --file FILE.')
     if output is not None:
         _require_ours(output)
-    read = text if text is not None else _contents(file or Path("-"))
+    read = text if file is None else arguments.contents(file)
+    assert read is not None
     console = progress()
     with console.status("reading …"), running(model):
         composition = require_composition(load_model(model))
@@ -51,8 +65,11 @@ def explain(
     if json:
         print(_as_json(attribution.rows()))
     else:
-        results().print(coloured(attribution), soft_wrap=True)
-        results().print(Text(), totals(attribution))
+        out = results()
+        out.print(coloured(attribution), soft_wrap=True)
+        if out.color_system is None or out.no_color:
+            out.print(Text(), passages(attribution))
+        out.print(Text(), totals(attribution))
     if output is not None:
         _write(output, explanation(attribution, _command(model, text, file, rule, output)))
         console.print(plain(f"{output}: the same to point at, with the weights along the text"))
@@ -71,6 +88,35 @@ def coloured(attribution: Attribution) -> Text:
         colour, sure = shade(credit, palette)
         shown.append(visible(attribution.text[start:end]), _highlight(colour, 0.6 * sure))
     return shown
+
+
+def passages(attribution: Attribution) -> Table:
+    """Where colours cannot say it: who knew which passage, one after the other; – where nobody knew it much better."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from treering.cli.console import plain
+    from treering.reading import visible
+
+    pieces = attribution.pieces()
+    table = Table("knew it", "passage", box=None)
+    runs: list[tuple[str, str]] = []
+    for (start, end), credit in zip(pieces.spans, pieces.credit.T.tolist(), strict=True):
+        name, text = _leader(credit, attribution.experts), attribution.text[start:end]
+        if runs and (runs[-1][0] == name or text.isspace()):
+            runs[-1] = runs[-1][0], runs[-1][1] + text
+        else:
+            runs.append((name, text))
+    for name, text in runs:
+        table.add_row(plain(name), Text(visible(text.strip())))
+    return table
+
+
+def _leader(credit: list[float], experts: Sequence[str]) -> str:
+    """The expert with most of the credit, if that is well above an equal share."""
+    from treering.report.explanation import certainty
+
+    return experts[credit.index(max(credit))] if certainty(credit) >= SURE else "–"
 
 
 def totals(attribution: Attribution) -> Table:
@@ -96,17 +142,6 @@ def _highlight(colour: tuple[float, float, float], strength: float) -> str:
     """Dark ink on the colour, thinned with white."""
     red, green, blue = (round(255 * (1 - strength + strength * channel)) for channel in colour)
     return f"#1a1a1a on #{red:02x}{green:02x}{blue:02x}"
-
-
-def _contents(file: Path) -> str:
-    """A file's text as it is, but for the line end that closes it."""
-    from treering.errors import TreeringError
-
-    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    try:
-        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise TreeringError(f"{file} is not UTF-8 text (byte {error.start:,}). Convert it first.") from error
 
 
 def _require_ours(output: Path) -> None:

@@ -9,13 +9,14 @@ import re
 import signal
 import sys
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 from safetensors import SafetensorError
 
+from treering import __version__
 from treering.cli import (
     compare,
     compose,
@@ -24,6 +25,7 @@ from treering.cli import (
     eval,
     explain,
     grow,
+    init,
     model,
     publish,
     serve,
@@ -32,6 +34,7 @@ from treering.cli import (
     tokenizer,
     train,
 )
+from treering.cli.console import talk
 from treering.errors import Interrupted, TreeringError
 from treering.reading import printable
 
@@ -40,8 +43,33 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Grow and join language models on a frozen core.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"treering {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def treering(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress on standard error; results, warnings and errors come.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries log.")] = False,
+) -> None:
+    """Grow and join language models on a frozen core.
+
+    Example: treering -q train recipes/expert.yaml --substrate substrate --data data-fi -o fi
+    """
+    talk(quiet, verbose)
+
+
+app.command()(init.init)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(substrate.app, name="substrate")
 app.add_typer(data.app, name="data")

@@ -1,40 +1,106 @@
-"""``treering model …``: backbones and their sizes."""
+"""``treering model …``: what a model is, and the backbones' sizes."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Backbones: presets and their parameters.")
+from treering.cli import arguments
+from treering.cli.completion import offered
+from treering.errors import TreeringError
+
+app = typer.Typer(no_args_is_help=True, help="Models and compositions, and the presets of backbones.")
 
 
 @app.command()
 def info(
-    name: Annotated[str | None, typer.Argument(metavar="[PRESET]", help="a preset; without one, all")] = None,
-    json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DIR|PRESET]",
+            autocompletion=offered("preset"),
+            help="a model: DIR, hub:NAME or FILE.gguf; a preset; or all presets",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="all that is known, as JSON")] = False,
+    trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
-    """Total, frozen and active parameters of a preset, beside what the paper prints."""
+    """What a model or composition is, where it comes from and how large; of a preset, beside what the paper prints.
+
+    Example: treering model info joined
+    """
+    from treering.backbone import PRESETS
+
+    if name is None or name in PRESETS:
+        _show_presets([name] if name else list(PRESETS), json)
+    elif name.isidentifier() and not Path(name).exists():
+        raise TreeringError(f"There is no preset {name!r}, and no directory either. Presets are: {', '.join(PRESETS)}.")
+    else:
+        _show_model(name, json, trust_remote_code)
+
+
+def _show_model(name: str, json: bool, trust_remote_code: bool) -> None:
+    from rich.table import Table
+
+    from treering.cli.compose import experts_table
+    from treering.cli.console import plain, print_readable, progress, results
+    from treering.composition import describe
+
+    progress()
+    known = describe(name, trust_remote_code)
+    if json:
+        print_readable(known)
+        return
+    table = Table(box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in _lines(known):
+        table.add_row(label, plain(text))
+    results().print(table)
+    if "experts" in known:
+        results().print(experts_table(known["experts"]))
+
+
+def _lines(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `treering.composition.describe` tells, in people's words; what is not known is left out."""
+    base, training = known.get("base"), known.get("training") or {}
+    read = training.get("measured", {}).get("tokens")
+    sources = ", ".join(source["name"] for source in (known.get("data") or {}).get("sources", []))
+    blocks = known.get("layers")
+    told = {
+        "kind": known["kind"] + (f" of {len(known['experts'])} experts" if "experts" in known else ""),
+        "rule": known.get("rule"),
+        "family": known.get("family"),
+        "shape": blocks and f"{blocks} blocks × {known['width']}, context {known['context'] or '?'}",
+        "vocabulary": known.get("vocabulary") and f"{known['vocabulary']:,} tokens",
+        "parameters": f"{known['parameters']:,}",
+        "on disk": f"{known['bytes'] / 2**20:,.1f} MiB {', '.join(known.get('precisions', []))}".strip(),
+        "substrate": known.get("substrate"),
+        "grown on": base and f"the lowest {base['blocks']} blocks of {base['base']}",
+        "trained on": (f"{sources}: {read:,} tokens" if sources and read else sources),
+        "licence": known.get("licence"),
+    }
+    return ((label, str(text)) for label, text in told.items() if text)
+
+
+def _show_presets(names: list[str], json: bool) -> None:
     from dataclasses import asdict
 
     from rich import print_json
     from rich.table import Table
 
-    from treering.backbone import PRESETS, count_parameters, preset
+    from treering.backbone import count_parameters, preset
     from treering.cli.console import results
 
     rows = []
-    for key in [name] if name else PRESETS:
-        shape = preset(key)
+    for name in names:
+        shape = preset(name)
         count = count_parameters(shape)
         rows.append(
-            {
-                "preset": key,
-                "total": count.total,
-                "frozen": count.frozen,
-                "active": count.active,
-                **asdict(shape),
-            }
+            {"preset": name, "total": count.total, "frozen": count.frozen, "active": count.active, **asdict(shape)}
         )
     if json:
         print_json(data=rows)

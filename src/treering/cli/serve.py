@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from treering.cli import arguments
+from treering.cli.completion import offered
 
 
 def serve(
@@ -22,13 +23,18 @@ def serve(
     max_body: Annotated[int, typer.Option("--max-body-mb", min=1, help="largest request, in MiB")] = 4,
     timeout: Annotated[int, typer.Option(min=1, help="seconds after which an answer is broken off")] = 600,
     parallel: Annotated[int, typer.Option(min=1, help="texts that are written at once, taking turns")] = 4,
-    rule: Annotated[str | None, typer.Option(help="join a composition's experts by another rule")] = None,
+    rule: Annotated[
+        str | None, typer.Option(autocompletion=offered("rule"), help="join a composition's experts by another rule")
+    ] = None,
     draw: Annotated[
         bool, typer.Option("--draw", help="answer plain sampling (temperature 1, top_p 1) by one drawn expert")
     ] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
-    """Answer OpenAI's clients with a model: completions, and chat if its tokenizer has a chat template."""
+    """Answer OpenAI's clients with a model: completions, and chat if its tokenizer has a chat template.
+
+    Example: treering serve joined --port 8000 --rule evidence
+    """
     from treering.cli.console import progress
     from treering.serving import serve as run
     from treering.serving.limits import MIB, Limits

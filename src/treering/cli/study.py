@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from treering.cli import arguments
+
 app = typer.Typer(no_args_is_help=True, help="Controlled comparisons: many runs, one table, one figure.")
 
 
@@ -17,10 +19,21 @@ def study() -> None:
 
 @app.command()
 def continual(
-    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/continual.yaml is a commented one")],
+    recipe: Annotated[
+        Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/continual.yaml")
+    ],
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
+    set_: arguments.Set = None,
+    json: Annotated[bool, typer.Option("--json", help="the rows as JSON instead of a table")] = False,
 ) -> None:
-    """Tasks that arrive one after another: branches by evidence against training on and on, averaging, whole models."""
+    """Tasks that arrive one after another: branches by evidence against training on and on, averaging, whole models.
+
+    Example: treering study continual recipes/continual.yaml --set tasks.fi=data-fi --set seeds=[0] -o continual
+    """
+    from dataclasses import asdict
+
+    from rich import print_json
+
     from treering.cli.console import progress, results
     from treering.growth.continual import ContinualRecipe, as_continual_table
     from treering.growth.continual import continual as run_study
@@ -28,20 +41,32 @@ def continual(
     from treering.recipe import load_recipe
     from treering.report import arrivals, as_png
 
-    chosen = load_recipe(recipe, ContinualRecipe, {"output": output})
+    chosen = load_recipe(recipe, ContinualRecipe, {"output": output}, set_ or ())
     found = run_study(chosen, progress())
     write_file(Path(chosen.output) / "continual.png", as_png(arrivals({r.method: r.matrices for r in found})))
-    results().print(as_continual_table(found))
+    if json:
+        print_json(data=[asdict(result) for result in found])
+    else:
+        results().print(as_continual_table(found))
 
 
 @app.command()
 def growth(
-    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/study.yaml is a commented one")],
+    recipe: Annotated[Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/study.yaml")],
     data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="replaces the recipe's tokenizer")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
+    set_: arguments.Set = None,
+    json: Annotated[bool, typer.Option("--json", help="the rows as JSON instead of a table")] = False,
 ) -> None:
-    """Growth against monolithic and shallow training; run the same command again to go on after an interruption."""
+    """Growth against monolithic and shallow training; run the same command again to go on after an interruption.
+
+    Example: treering study growth recipes/study.yaml --tokenizer tokenizer --data data --set plan.depth=4 -o study
+    """
+    from dataclasses import asdict
+
+    from rich import print_json
+
     from treering.cli.console import progress, results
     from treering.growth.outcome import as_study_table
     from treering.growth.study import StudyRecipe, histories
@@ -50,7 +75,10 @@ def growth(
     from treering.recipe import load_recipe
     from treering.report import as_png, loss_curves
 
-    chosen = load_recipe(recipe, StudyRecipe, {"data": data, "tokenizer": tokenizer, "output": output})
+    chosen = load_recipe(recipe, StudyRecipe, {"data": data, "tokenizer": tokenizer, "output": output}, set_ or ())
     outcomes = run_study(chosen, progress())
     write_file(Path(chosen.output) / "study.png", as_png(loss_curves(histories(chosen))))
-    results().print(as_study_table(outcomes))
+    if json:
+        print_json(data=[asdict(outcome) for outcome in outcomes])
+    else:
+        results().print(as_study_table(outcomes))

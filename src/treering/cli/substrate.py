@@ -51,7 +51,7 @@ LABELS = {
     "uncertain_entries": "entries of uncertain rounding",
 }
 UNCERTAIN = (
-    "warning: not all principal components of this vocabulary are certain ({components} of uncertain "
+    "not all principal components of this vocabulary are certain ({components} of uncertain "
     "direction, {entries} entries of uncertain rounding): another machine may get another fingerprint. "
     "Share the files, or use --projection hadamard or pixels, which are alike everywhere."
 )
@@ -81,15 +81,19 @@ def build(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random and trainable rows.")] = 0,
 ) -> None:
-    """Make the substrate of a tokenizer: one row per token, and the fingerprint that names it."""
-    from rich.console import Console
+    """Make the substrate of a tokenizer: one row per token, and the fingerprint that names it.
 
+    Example: treering substrate build tokenizer --d-model 192 --projection hadamard -o substrate
+    """
     from treering import substrate
     from treering import tokenizer as tokenizers
+    from treering.cli.console import caution, nothing_to_do, progress
     from treering.output import require_new, staged_directory
 
-    require_new(output)
-    console = Console(stderr=True, soft_wrap=True)
+    there = substrate.load(output) if Path(output, "substrate.json").is_file() else None
+    if there is None:
+        require_new(output)
+    console = progress()
     loaded = tokenizers.load(tokenizer)
     with console.status("Building the substrate …"):
         made = substrate.build(
@@ -101,17 +105,15 @@ def build(
             cell=cell,
             seed=seed,
         )
-    with staged_directory(output) as staging:
-        made.save(staging, loaded)
+    if there is not None and there.fingerprint == made.fingerprint:
+        nothing_to_do(output)
+    else:
+        with staged_directory(output) as staging:
+            made.save(staging, loaded)
     _show(made, output)
     if not made.report["reproducible"]:
         components, entries = made.report["uncertain_components"], made.report["uncertain_entries"]
-        console.print(
-            UNCERTAIN.format(components=components, entries=entries),
-            style="yellow",
-            markup=False,
-            highlight=False,
-        )
+        caution(UNCERTAIN.format(components=components, entries=entries))
 
 
 @app.command()
@@ -122,7 +124,10 @@ def info(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Say what a substrate is and what was met when it was made; checks its bytes."""
+    """Say what a substrate is and what was met when it was made; checks its bytes.
+
+    Example: treering substrate info substrate --sheet glyphs.png
+    """
     from treering import substrate
     from treering import tokenizer as tokenizers
     from treering.errors import TreeringError
@@ -156,13 +161,15 @@ def verify(
     directory: Annotated[Path, typer.Argument(help="Directory of a substrate.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a sentence.")] = False,
 ) -> None:
-    """Make a substrate again from its tokenizer and recipe and compare; exit code 2 if anything differs."""
-    from rich.console import Console
+    """Make a substrate again from its tokenizer and recipe and compare; exit code 2 if anything differs.
 
+    Example: treering substrate verify substrate
+    """
     from treering import substrate
+    from treering.cli.console import progress
     from treering.errors import TreeringError
 
-    with Console(stderr=True).status("Building the substrate again …"):
+    with progress().status("Building the substrate again …"):
         found = substrate.verify(directory)
     if as_json:
         _print_json(

@@ -65,14 +65,20 @@ def train(
     ] = 0.05,
     json_output: Json = False,
 ) -> None:
-    """Train a tokenizer from which every Unicode string comes back exactly."""
+    """Train a tokenizer from which every Unicode string comes back exactly.
+
+    Example: treering tokenizer train fi.txt et.txt hu.txt --vocab-size 4096 -o tokenizer
+    """
     from treering import tokenizer as tokenizers
+    from treering.cli.console import nothing_to_do
     from treering.corpus import Source, training_texts
     from treering.errors import TreeringError
     from treering.output import require_new, staged_directory
     from treering.tokenizer.layout import choose_layout
 
-    require_new(output)
+    there = tokenizers.load(f"{output}") if (output / "tokenizer.json").is_file() else None
+    if there is None or len(there) != vocab_size:
+        require_new(output)
     choose_layout(vocab_size, layout.value if layout else None)
     if repeated := sorted({file for file in files if files.count(file) > 1}):
         raise TreeringError(f"{', '.join(repeated)}: given more than once; name each source once.")
@@ -83,14 +89,20 @@ def train(
         merges=merges.value,
         max_length=max_length,
     )
-    with staged_directory(output) as directory:
-        tokenizers.save(trained, directory)
+    if there is not None and tokenizers.identity(there) == tokenizers.identity(trained):
+        nothing_to_do(output)
+    else:
+        with staged_directory(output) as directory:
+            tokenizers.save(trained, directory)
     _print_description(tokenizers.describe(trained), json_output)
 
 
 @app.command()
 def info(directory: Directory, json_output: Json = False) -> None:
-    """Show a tokenizer's layout, how many tokens of each kind it has, and its identity."""
+    """Show a tokenizer's layout, how many tokens of each kind it has, and its identity.
+
+    Example: treering tokenizer info tokenizer --json
+    """
     from treering import tokenizer as tokenizers
 
     _print_description(tokenizers.describe(tokenizers.load(directory)), json_output)
@@ -102,7 +114,10 @@ def encode(
     text: Annotated[str, typer.Argument(help="Any text; special-token strings in it are ordinary text.")],
     json_output: Json = False,
 ) -> None:
-    """Show the tokens of a text, and whether it comes back from them exactly."""
+    """Show the tokens of a text, and whether it comes back from them exactly.
+
+    Example: treering tokenizer encode tokenizer "Olipa kerran"
+    """
     from treering import tokenizer as tokenizers
 
     tokenizer = tokenizers.load(directory)

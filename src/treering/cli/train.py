@@ -7,20 +7,28 @@ from typing import Annotated
 
 import typer
 
+from treering.cli import arguments
+
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/expert.yaml is a commented one")],
+    recipe: Annotated[
+        Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/expert.yaml")
+    ],
     substrate: Annotated[str | None, typer.Option(help="replaces the recipe's substrate")] = None,
     data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
+    set_: arguments.Set = None,
 ) -> None:
-    """Train one expert on a frozen substrate; run the same command again to go on after an interruption."""
+    """Train one expert on a frozen substrate; run the same command again to go on after an interruption.
+
+    Example: treering train recipes/expert.yaml --substrate substrate --data data-fi --set training.epochs=2 -o fi
+    """
     from treering.cli.console import progress
     from treering.recipe import load_recipe
     from treering.training import ExpertRecipe, train_expert
 
     console = progress()
-    chosen = load_recipe(recipe, ExpertRecipe, {"substrate": substrate, "data": data, "output": output})
+    chosen = load_recipe(recipe, ExpertRecipe, {"substrate": substrate, "data": data, "output": output}, set_ or ())
     console.print(f"training {chosen.output} on {chosen.data}")
     result = train_expert(chosen, console)
     console.print(

@@ -2,6 +2,7 @@
 
 from treering.composition.configuration import CompositionConfig
 from treering.composition.cuttings import cut
+from treering.composition.description import describe
 from treering.composition.directory import (
     add_expert,
     compose_directories,
@@ -31,6 +32,7 @@ __all__ = [
     "compose",
     "compose_directories",
     "cut",
+    "describe",
     "draw",
     "fit",
     "fit_directory",

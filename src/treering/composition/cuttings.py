@@ -58,9 +58,10 @@ def cut(directory: str | os.PathLike[str], output: str | os.PathLike[str]) -> li
 
     Raises:
         TreeringError: there is no model, it was not grown as a branch, or what it was grown on is not what it was; or
-            the output exists.
+            the output exists and is not this very cutting.
     """
-    require_new(output)
+    if not is_cutting(output):
+        require_new(output)
     model = require_single(Path(directory).name, load_model(directory))
     trunk, tensors = backbone.grown_on(model.config), model.state_dict()
     path = parts.path(model.config, tensors)
@@ -81,6 +82,8 @@ def cut(directory: str | os.PathLike[str], output: str | os.PathLike[str]) -> li
         if part not in theirs
         for name, tensor in found.items()
     }
+    if is_cutting(output) and path == read_json(Path(output, BRANCH)) and Path(output, WEIGHTS).is_file():
+        return list(own)
     with explain_full_disk(Path(output).parent), staged_directory(output) as staging:
         save_file(own, staging / WEIGHTS)
         model.config.save_pretrained(staging)

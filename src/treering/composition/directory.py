@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -90,9 +91,11 @@ def compose_directories(
     Raises:
         TreeringError: the experts do not fit together (see ``treering.composition.compose``), they have different
             tokenizers or one that none of their vocabularies covers, one cannot be loaded, the rule has to be fitted
-            first, or the output exists.
+            first, or the output exists and is not this very composition.
     """
-    require_new(output)
+    there = _composition_of(output, experts)
+    if there is None:
+        require_new(output)
     if len(experts) < 2:
         raise TreeringError(f"A composition needs at least two experts, not {len(experts)}.")
     require_fitted(None, parse_rule(rule))
@@ -105,6 +108,8 @@ def compose_directories(
     found = {name: _record(path, given.get(name, {})) for name, path in experts.items()}
     composed = compose(models, rule, found, across_substrates)
     _require_covered(composed.config, next(iter(read.values())))
+    if there is not None and _told(there) == _told(composed.as_stored()):
+        return composed
     with (
         explain_full_disk(Path(output).parent),
         staged_directory(output) as staging,
@@ -114,6 +119,24 @@ def compose_directories(
         _place_tokenizers(saved, staging)
         write_card(staging)
     return composed
+
+
+def _composition_of(directory: str | os.PathLike[str], names: Collection[str]) -> CompositionConfig | None:
+    """What a directory tells of the composition of these experts in it; None if there is none that could be read."""
+    try:
+        config = read_composition(directory)
+    except TreeringError:
+        return None
+    return config if [record["name"] for record in config.experts] == list(names) else None
+
+
+def _told(config: PreTrainedConfig) -> dict[str, Any]:
+    """All that tells a composition from others; its parts by their fingerprints."""
+    experts = [record | {"config": expert_config(record).to_diff_dict()} for record in config.experts]
+    for record in experts:
+        record["config"].pop("transformers_version", None)
+    told = {"rule": config.rule, "substrates": config.substrates, "fusion": config.fusion, "experts": experts}
+    return dict(json.loads(json.dumps(told)))  # as it comes back from a file
 
 
 def add_expert(

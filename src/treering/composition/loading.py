@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
@@ -86,7 +86,7 @@ def _from_safetensors(place: str, dtype: Any, trust_remote_code: bool) -> Any:
     config = require_model(place, trust_remote_code)
     if file_of(place, BRANCH):
         raise TreeringError(without_trunk(place, AutoConfig.from_pretrained(place, trust_remote_code=False)))
-    files = _weights(place)
+    files = weights(place)
     if config["model_type"] == CompositionConfig.model_type:
         read_composition(files[0].parent)
     # Packed weights hold up to sixteen numbers in one.
@@ -105,9 +105,27 @@ def _from_safetensors(place: str, dtype: Any, trust_remote_code: bool) -> Any:
 def _from_gguf(path: Path, dtype: Any) -> Any:
     """A model with its weights as plain numbers, and what the file lacks."""
     sizes = require_gguf(path)
-    place: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    gguf_config(path)
+    with no_larger_than(sizes, str(path)):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=dtype, output_loading_info=True
+        )
+    model = loaded[0]
+    # It is no longer quantised, but would be saved as if it were.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+    return loaded
+
+
+def gguf_config(path: Path) -> PreTrainedConfig:
+    """The configuration that a GGUF file holds, in Hugging Face's terms.
+
+    Raises:
+        TreeringError: transformers does not know its architecture, or a number in it is beyond all use.
+    """
     try:
-        config = AutoConfig.from_pretrained(**place)
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     except ValueError as error:
         if "not supported" not in str(error):
             raise
@@ -116,14 +134,7 @@ def _from_gguf(path: Path, dtype: Any) -> Any:
             "published it: a directory with safetensors, or hub:NAME."
         ) from None
     check_fields(config.to_dict(), str(path))
-    with no_larger_than(sizes, str(path)):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype, output_loading_info=True)
-    model = loaded[0]
-    # It is no longer quantised, but would be saved as if it were.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer, model.is_quantized = None, False
-    return loaded
+    return config
 
 
 def read_composition(directory: str | os.PathLike[str]) -> CompositionConfig:
@@ -213,7 +224,7 @@ def _configuration(path: Path) -> dict[str, Any]:
     return values
 
 
-def _weights(place: str) -> list[Path]:
+def weights(place: str) -> list[Path]:
     """The safetensors files of a model.
 
     Raises:

@@ -408,6 +408,12 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         if push_to_hub:
             self._upload(directory, before, token, **hub)
 
+    def as_stored(self) -> PreTrainedConfig:
+        """The configuration that would be written now, with the fingerprints of all parts."""
+        config, shards = self._to_save(None)
+        fingerprints.record(config, Path(), shards)
+        return config
+
     def _upload(
         self,
         directory: Path,

@@ -5,6 +5,7 @@ from treering.corpus.mixing import Mix
 from treering.corpus.packing import Blocks, pack
 from treering.corpus.preparation import CorpusRecipe, prepare
 from treering.corpus.prepared import Corpus, Manifest, load_held_out, load_manifest, require_match
+from treering.corpus.repetition import is_prepared
 from treering.corpus.source import Source, embedded, split_of
 from treering.corpus.windows import Window, windows
 
@@ -18,6 +19,7 @@ __all__ = [
     "Source",
     "Window",
     "embedded",
+    "is_prepared",
     "load_held_out",
     "load_manifest",
     "pack",

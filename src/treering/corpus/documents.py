@@ -1,18 +1,20 @@
-"""Documents out of text, JSON lines, Parquet and hub datasets: lazily, in the order they stand there."""
+"""Documents out of text, JSON, CSV, Parquet and hub datasets: lazily, in the order they stand there."""
 
 from __future__ import annotations
 
+import codecs
 import glob
+import io
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
+from treering.corpus.records import TAB, Record, json_array, json_lines, table_rows
 from treering.corpus.source import (
     COMPRESSIONS,
     EMBEDDED_PREFIX,
@@ -33,7 +35,6 @@ from treering.recipe import check_recipe
 
 PASSAGE_LEAST, PASSAGE_MOST = 1_000, 8_000  # characters
 MOST_BLANK_LINES = 1_000_000  # one after another
-MOST_VALUES = 2_000_000  # of a line of JSON; one of three bytes takes dozens in memory
 MOST_ID = 4_096  # characters
 
 
@@ -71,10 +72,10 @@ def read_documents(
       from 8,000 on, so that texts with and without blank lines both give documents of a useful size;
     - ``paragraph``: what blank lines separate; ``line``: each line; ``file``: each file.
 
-    JSON lines, Parquet and hub rows are one document each: their ``text_field`` (or the ``paragraphs`` form
-    of the embedded texts, joined by line ends) and their ``id_field`` if they have one. Documents of white
-    space only are left out and counted on the receipt. Line ends ``\\r\\n`` of plain text become ``\\n``;
-    all else is kept. Documents that are read but not of ``source.part`` go to ``outside``.
+    JSON lines, the objects of a JSON array, and rows of CSV, TSV, Parquet and the hub are one document each: their
+    ``text_field`` (or the ``paragraphs`` form of the embedded texts, joined by line ends) and their ``id_field`` if
+    they have one. Documents of white space only are left out and counted on the receipt. Line ends ``\\r\\n`` of plain
+    text become ``\\n``; all else is kept. Documents that are read but not of ``source.part`` go to ``outside``.
 
     Raises:
         TreeringError: the source is missing, empty, damaged, in another encoding or of another shape than
@@ -112,7 +113,7 @@ def source_bytes(source: Source) -> int | None:
     """Size on disk of what a source will read, or None where that is not known beforehand."""
     if is_hub(source):
         return None
-    local = (Path(path) for path, _ in _files(source) if "://" not in path)
+    local = (Path(path) for path, _ in source_files(source) if "://" not in path)
     return sum(path.stat().st_size for path in local if path.is_file()) or None
 
 
@@ -120,7 +121,7 @@ def _limited(source: Source, receipt: Receipt, outside: Callable[[Document], obj
     yield from itertools.islice(_documents(source, receipt, outside), source.limit)
     if source.limit is not None and not is_hub(source):
         done = {file.name for file in receipt.files}
-        for path, name in _files(source):
+        for path, name in source_files(source):
             if name in receipt.opened and name not in done:  # left early, but its hash is of the whole file
                 with open_stream(path, name, "", receipt):
                     pass
@@ -132,7 +133,9 @@ def _documents(source: Source, receipt: Receipt, outside: Callable[[Document], o
 
         found: Iterable[Document] = (_document(row, source, where) for where, row in hub_rows(source))
     else:
-        found = itertools.chain.from_iterable(_read_file(path, name, source, receipt) for path, name in _files(source))
+        found = itertools.chain.from_iterable(
+            _read_file(path, name, source, receipt) for path, name in source_files(source)
+        )
     nothing = True
     for document in found:
         if not document.text.strip():
@@ -162,8 +165,8 @@ def is_hub(source: Source) -> bool:
     return plain_name and not Path(path).parent.is_dir()
 
 
-def _files(source: Source) -> list[tuple[str, str]]:
-    """Each file to open, with the name that the manifest gives it."""
+def source_files(source: Source) -> list[tuple[str, str]]:
+    """Each file of a source to open, with the name that the manifest gives it."""
     path = source.path
     if path.startswith(EMBEDDED_PREFIX):
         path = str(embedded(path.removeprefix(EMBEDDED_PREFIX)))
@@ -209,7 +212,7 @@ def _read_file(path: str, name: str, source: Source, receipt: Receipt) -> Iterat
     if kind is None:
         raise TreeringError(
             f"{path}: the extension {extension or '(none)'} does not say what is inside. "
-            f"Known are {_known()}. For another, name the format (--format text|jsonl|parquet)."
+            f"Known are {_known()}. For another, name the format (--format text|jsonl|json|csv|tsv|parquet)."
         )
     if kind == "parquet":
         from treering.corpus.parquet import parquet_rows
@@ -217,12 +220,24 @@ def _read_file(path: str, name: str, source: Source, receipt: Receipt) -> Iterat
         yield from (_document(row, source, where) for where, row in parquet_rows(path, name, source, receipt))
         return
     with open_stream(path, name, compression, receipt) as stream:
-        if kind == "jsonl":
-            for where, row in _json_rows(stream, path, source.max_document_bytes):
-                yield _document(row, source, where)
-        else:
+        if kind == "text":
             for text in _texts(stream, path, source):
                 yield Document(text_id(text), text)
+        else:
+            for where, row in _records(stream, path, kind, source.max_document_bytes):
+                yield _document(row, source, where)
+
+
+def _records(stream: IO[bytes], path: str, kind: str, limit: int) -> Iterator[Record]:
+    """What a file of ``.json`` holds is seen by how it begins: one array, or an object a line."""
+    if kind == "json":
+        begin = cast(io.BufferedReader, stream).peek(1)
+        if begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            return json_array(stream, path, limit)
+    lines = _lines(stream, path, limit)
+    if kind in ("csv", "tsv"):
+        return table_rows(lines, path, "," if kind == "csv" else TAB, limit)
+    return json_lines(lines, path)
 
 
 def _texts(stream: IO[bytes], path: str, source: Source) -> Iterator[str]:
@@ -305,39 +320,6 @@ def _decode(raw: bytes, path: str, offset: int, line: int) -> str:
             f"({error.reason}). Convert the file from its own encoding first, for example: "
             "iconv -f WINDOWS-1251 -t UTF-8 OLD > NEW"
         ) from None
-
-
-def _json_rows(stream: IO[bytes], path: str, limit: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in _lines(stream, path, limit):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        if _values(line) > MOST_VALUES:
-            raise TreeringError(
-                f"{where}: more than {MOST_VALUES:,} values in one object are no document. Break it up."
-            )
-        try:
-            row = json.loads(line)
-        except RecursionError:
-            raise TreeringError(f"{where}: the JSON is nested too deeply to be a document.") from None
-        except ValueError as error:
-            hint = " This looks like one JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl"
-            raise TreeringError(
-                f"{where}: not valid JSON: {error}. JSON lines have one whole object on each line."
-                + (hint if line.lstrip().startswith("[") else "")
-            ) from None
-        if not isinstance(row, dict):
-            hint = " Write one object a line: jq -c '.[]' OLD > NEW.jsonl" if isinstance(row, list) else ""
-            raise TreeringError(f"{where}: a {type(row).__name__} stands where a JSON object should.{hint}")
-        yield where, row
-
-
-def _values(line: str) -> int:
-    """About how many values a line of JSON has, for the memory that they will take."""
-    marks = ",[{"
-    if sum(map(line.count, marks)) > MOST_VALUES:  # unless they stand inside texts
-        line = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
-    return sum(map(line.count, marks))
 
 
 # -------------------------------------------------------------------------------------------- one row

@@ -430,7 +430,7 @@ def _source_record(reading: _Reading, used: NDArray[np.uint32], total: int) -> S
     train, validation, calibration = (reading.sides[split] for split in ("train", "validation", "calibration"))
     return SourceRecord(
         name=reading.source.name,
-        source=_without_machine(reading.source),
+        source=without_machine(reading.source),
         files=[FileRecord(**asdict(file)) for file in reading.receipt.files],
         documents=reading.documents,
         empty_documents=reading.receipt.empty_documents,
@@ -459,7 +459,7 @@ def _held_out_record(side: _Side, digest: str) -> HeldOutRecord:
     return HeldOutRecord(documents=side.documents, tokens=side.tokens, text_bytes=side.text_bytes, sha256=digest)
 
 
-def _without_machine(source: Source) -> Source:
+def without_machine(source: Source) -> Source:
     """The source with the last part of its path only, and a URL without what may be secret in it."""
     path, plain = source.path, source.path.removeprefix(HUB_PREFIX)
     if "://" in path:

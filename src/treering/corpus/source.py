@@ -27,7 +27,9 @@ FORMATS = {
     ".text": "text",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
-    ".json": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
 }
 
@@ -46,13 +48,13 @@ class Source(Schema):
     weight: float | None = Field(default=None, ge=1e-9, le=1e9, description="share of the training tokens of a mix")
     part: str | None = Field(default=None, description='"1/2": only documents whose hash falls in the first of two')
     limit: int | None = Field(default=None, gt=0, lt=2**63, description="stop after so many documents (of the part)")
-    format: Literal["text", "jsonl", "parquet", "hub"] | None = Field(
+    format: Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "hub"] | None = Field(
         default=None, description="otherwise from the extension"
     )
     document: Literal["passage", "paragraph", "line", "file"] = Field(
         default="passage", description="what one document is in plain text"
     )
-    text_field: str = Field(default="text", description="where the text is in JSON lines, Parquet, hub data")
+    text_field: str = Field(default="text", description="where the text is in JSON, CSV, Parquet, hub data")
     id_field: str = Field(default="id", description="field that identifies a document, where there is one")
     max_document_bytes: int = Field(default=64 * 2**20, gt=0, le=2**40, description="a longer one is an error")
     config: str | None = Field(default=None, description="configuration of a hub dataset")

@@ -91,6 +91,11 @@ def resampled_ratios(numerator: np.ndarray, denominator: np.ndarray, seed: int, 
     return np.concatenate(ratios)
 
 
+def spread(low: float, high: float, count: int, form: str = ".3f") -> str:
+    """Half the width of an interval, to stand behind a value; nothing where it is over one thing and there is none."""
+    return f" ± {(high - low) / 2:{form}}" if count > 1 else ""
+
+
 Show = Callable[[Sequence[list[Window]]], Iterable[list[Window]]]
 """Shows people how the work on batches of windows goes on, while they are taken out of it one by one."""
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.corpus import Window
 from treering.errors import TreeringError
-from treering.evaluation.bits import Show, document_losses, own_surprise, resampled_ratios, window_losses
+from treering.evaluation.bits import Show, document_losses, own_surprise, resampled_ratios, spread, window_losses
 from treering.tokenizer import encode, separator
 
 CHOICES = 4
@@ -216,7 +216,5 @@ def as_abilities_table(found: Sequence[Ability]) -> Table:
 
 
 def _cell(ability: Ability) -> str:
-    half = (ability["high"] - ability["low"]) / 2
-    if ability["measure"] == "bits per byte":
-        return f"{ability['value']:.3f} ± {half:.3f}"
-    return f"{ability['value']:.1%} ± {half:.1%}"
+    form = ".3f" if ability["measure"] == "bits per byte" else ".1%"
+    return f"{ability['value']:{form}}{spread(ability['low'], ability['high'], ability['count'], form)}"

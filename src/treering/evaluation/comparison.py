@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from treering.errors import TreeringError
-from treering.evaluation.bits import DocumentLosses, paired_change, resampled_ratios
+from treering.evaluation.bits import DocumentLosses, paired_change, resampled_ratios, spread
 
 BITS = "bits per byte"
 
@@ -132,7 +132,7 @@ def as_comparison_tables(comparison: Comparison) -> tuple[Table, Table]:
     for (subject, measure), own in by_subject(comparison.cells).items():
         shown = []
         for cell in own:
-            text = f"{cell['value']:.3f} ± {(cell['high'] - cell['low']) / 2:.3f}"
+            text = f"{cell['value']:.3f}{spread(cell['low'], cell['high'], cell['count'])}"
             shown.append(f"[bold]{text}[/]" if cell["value"] == top[subject, measure] else text)
         values.add_row(subject, measure, f"{own[0]['count']:,}", *shown)
     verdicts = Table("", "measure", "difference", "95% interval", "", box=None)
@@ -157,7 +157,7 @@ def as_markdown(comparison: Comparison) -> str:
     for (subject, measure), own in by_subject(comparison.cells).items():
         shown = []
         for cell in own:
-            text = f"{cell['value']:.3f} ± {(cell['high'] - cell['low']) / 2:.3f}"
+            text = f"{cell['value']:.3f}{spread(cell['low'], cell['high'], cell['count'])}"
             shown.append(f"**{text}**" if cell["value"] == top[subject, measure] else text)
         lines.append(f"| {_escaped(subject)} | {measure} | {own[0]['count']:,} | " + " | ".join(shown) + " |")
     lines += ["", "| | measure | difference | 95% interval | |", "|---|---|---|---|---|"]

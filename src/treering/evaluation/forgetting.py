@@ -141,10 +141,10 @@ def all_together(losses: Iterable[DocumentLosses]) -> DocumentLosses:
 def own_texts(model: ComposedModel, texts: Iterable[str], told: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Which of ``texts`` are of each expert's own language: as ``told``, or those that it was trained on by its record.
 
-    A model without such a record, a pretrained base, has none, if the others have some.
+    An expert of which nothing is known, or whose texts are not among these, has none: it is compared on all texts.
 
     Raises:
-        TreeringError: ``told`` names what is not there, or nothing says which texts are an expert's.
+        TreeringError: ``told`` names what is not there.
     """
     known, names = list(texts), [record["name"] for record in model.config.experts]
     for name, given in told.items():
@@ -155,16 +155,7 @@ def own_texts(model: ComposedModel, texts: Iterable[str], told: Mapping[str, Seq
         record["name"]: [source["name"] for source in (record.get("data") or {}).get("sources", [])]
         for record in model.config.experts
     }
-    own = {name: list(told.get(name, [text for text in known if text in trained])) for name, trained in sources.items()}
-    for record in model.config.experts:
-        trained = sources[record["name"]]
-        if not own[record["name"]] and (trained or not any(own.values())):
-            raise TreeringError(
-                f"Nothing says which texts are {record['name']}'s own: it was trained on "
-                f"{', '.join(trained) or 'data not named'}, and the texts are {', '.join(known)}. "
-                f"Say so: --own {record['name']}=TEXT."
-            )
-    return own
+    return {name: list(told.get(name, [text for text in known if text in read])) for name, read in sources.items()}
 
 
 def differences(
@@ -211,7 +202,10 @@ def as_change_table(compared: Sequence[Difference]) -> Table:
 
 
 def _cell(difference: Difference) -> str:
-    text = f"{difference['change']:+.1%}\n{difference['low']:+.1%} … {difference['high']:+.1%}"
+    text = f"{difference['change']:+.1%}"
+    if difference["documents"] < 2:  # of one there is no interval
+        return text
+    text += f"\n{difference['low']:+.1%} … {difference['high']:+.1%}"
     return f"[bold]{text}[/]" if difference["high"] < 0 else text
 
 

@@ -22,9 +22,13 @@ def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text:
     prompt = [separator(tokenizer), *encode(tokenizer, [text])[0]]
     context = model.config.max_position_embeddings
     if len(prompt) + tokens > context:
+        room = context - len(prompt)
+        remedy = (
+            f"Shorten the text or ask for at most {room:,}" if room > 0 else "There is no room for more: shorten it"
+        )
         raise TreeringError(
             f"The text has {len(prompt):,} tokens and {tokens:,} more were asked for; the model's context is "
-            f"{context:,}. Shorten the text or ask for at most {max(0, context - len(prompt)):,}."
+            f"{context:,}. {remedy}."
         )
     return prompt
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.corpus import load_held_out
-from treering.evaluation.bits import Score, document_losses, uniform_losses
+from treering.evaluation.bits import Score, document_losses, spread, uniform_losses
 
 
 class Row(TypedDict):
@@ -64,11 +64,11 @@ def bits_per_byte(
     return [row(name, text, rule, document_losses(model, tokenizer, found).score()) for text, found in texts.items()]
 
 
-def uniform_bits_per_byte(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Sequence[str]]) -> list[Row]:
-    """The rows of the baseline that knows nothing."""
-    return [
-        row("uniform", text, None, uniform_losses(tokenizer, documents).score()) for text, documents in texts.items()
-    ]
+def uniform_bits_per_byte(
+    tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Sequence[str]], name: str = "uniform"
+) -> list[Row]:
+    """The rows of the baseline that knows nothing, over a tokenizer's tokens."""
+    return [row(name, text, None, uniform_losses(tokenizer, documents).score()) for text, documents in texts.items()]
 
 
 def as_table(results: Iterable[Row]) -> Table:
@@ -78,7 +78,7 @@ def as_table(results: Iterable[Row]) -> Table:
     documents = {r["text"]: r["documents"] for r in results}
     table = Table("bits per byte", box=None)
     for text in texts:
-        table.add_column(f"{text} ({documents[text]} documents)", justify="right")
+        table.add_column(f"{text} ({documents[text]} document{'s' * (documents[text] != 1)})", justify="right")
     best = {text: min(r["bits_per_byte"] for r in results if r["text"] == text) for text in texts}
     for model, rule in dict.fromkeys((r["model"], r["rule"]) for r in results):
         cells = {r["text"]: r for r in results if (r["model"], r["rule"]) == (model, rule)}
@@ -90,5 +90,5 @@ def as_table(results: Iterable[Row]) -> Table:
 
 
 def _cell(result: Row, best: float) -> str:
-    text = f"{result['bits_per_byte']:.3f} ± {(result['high'] - result['low']) / 2:.3f}"
+    text = f"{result['bits_per_byte']:.3f}{spread(result['low'], result['high'], result['documents'])}"
     return f"[bold]{text}[/]" if result["bits_per_byte"] == best else text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -217,6 +218,59 @@ def require_budget(plan: Plan, costs: Sequence[StageCost]) -> None:
 def _active_parts(step: Step) -> str:
     parts = [f"block {trained_text(step.stage)}"] if step.stage.trained else []
     return ", ".join([*parts, "final norm", *(["head"] if step.stage.head == "trained" else [])])
+
+
+def as_rows(costs: Sequence[StageCost]) -> list[dict[str, Any]]:
+    """The stages as machines read them; memory in MiB."""
+    return [
+        {
+            "stage": cost.step.number,
+            "blocks": cost.step.depth,
+            "new": blocks_text(cost.step.stage.new),
+            "train": trained_text(cost.step.stage),
+            "start": cost.step.stage.start if cost.step.stage.new else None,
+            "tokens": cost.tokens,
+            "total": cost.total,
+            "frozen": cost.frozen,
+            "trained": cost.trained,
+            "at_once": cost.active,
+            "adam": cost.optimiser,
+            "adam_host": cost.optimiser_host,
+            "gradients": cost.gradients,
+            "flops": cost.flops,
+        }
+        for cost in costs
+    ]
+
+
+def as_brief_table(costs: Sequence[StageCost]) -> Table:
+    """The stages in 80 columns: short numbers, and Adam and the gradients on the device as one."""
+    table = Table("stage", "blocks", "new", box=None, padding=(0, 1, 0, 0))
+    table.add_column("train", max_width=14)
+    table.add_column("start")
+    for name in ("tokens", "total", "trained", "at once", "MiB", "TFLOPs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cost in costs:
+        stage = cost.step.stage
+        table.add_row(
+            f"{cost.step.number}",
+            f"{cost.step.depth}",
+            blocks_text(stage.new) or "–",
+            trained_text(stage) or "–",
+            stage.start if stage.new else "–",
+            *(_brief(number) for number in (cost.tokens, cost.total, cost.trained, cost.active)),
+            f"{cost.optimiser + cost.gradients:,.0f}",
+            f"{cost.flops / 1e12:,.1f}",
+        )
+    return table
+
+
+def _brief(number: float) -> str:
+    """Three digits and k, M or G."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"
 
 
 def as_table(costs: Sequence[StageCost]) -> Table:

@@ -57,7 +57,7 @@ from treering.training.run import (
     validation_blocks,
 )
 from treering.training.turns import ByTurns
-from treering.training.unfinished import as_json, claim, clean, unfinished_of
+from treering.training.unfinished import claim, clean, unfinished_of, was_made
 
 
 def grow(
@@ -109,8 +109,9 @@ def grow(
         "origin": origin or {},
     }
     with sole_writer(output):
-        if decided(lambda: finished(output) == as_json(own) == read_record(place / RECORD, console)):
-            clean(directory, place)  # the run was complete, and stopped before this
+        if decided(lambda: was_made(finished(output), own, place, RECORD, console)):
+            clean(directory, place)
+            console.print(f"{output}: complete, nothing to do", markup=False)
             return grown_of(output)
         require_new(output)
         require_fit(model, corpus, tokenizer)

@@ -158,8 +158,8 @@ def branch(depth: int, blocks: int = 2, leave: int = 0, head: Head = "frozen") -
     """
     if leave > depth:
         raise TreeringError(
-            f"The branch cannot leave the trunk {leave} blocks below the top: the model has {depth}. "
-            f"Give from: {depth} at most."
+            f"The branch cannot leave the trunk {leave} blocks below the top: the model has {depth}."
+            + (f" Give from: {depth} at most." if depth else " Grow it some first.")
         )
     if not blocks and not leave:
         raise TreeringError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
@@ -164,6 +164,8 @@ def as_plan(plan: Way | Branch | Plan, depth: int = 0) -> Plan:
 
 class GrowthRecipe(Schema):
     """What ``treering grow`` reads: a fresh model on a substrate, or an existing model, and how it grows."""
+
+    ready: ClassVar[Mapping[str, Mapping[str, BaseModel]]] = {"plan": PLANS}
 
     substrate: str | None = Field(None, description="directory of the substrate of a fresh model, with its tokenizer")
     model: str | None = Field(None, description="or: directory or hub:NAME of a model that grows further")

@@ -13,9 +13,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from rich.console import Console
 
 from treering import corpus as corpora
@@ -29,7 +29,7 @@ from treering.growth.cost import Shape, StageCost, count, shape_of
 from treering.growth.outcome import Outcome, outcomes
 from treering.growth.plan import Plan, steps
 from treering.growth.prefix import Prefix
-from treering.growth.recipe import GrowthRecipe, PlanField, as_plan, begin, grow_recipe
+from treering.growth.recipe import PLANS, GrowthRecipe, PlanField, as_plan, begin, grow_recipe
 from treering.growth.search import rates
 from treering.output import locked, staged_directory, write_file
 from treering.recipe import Schema, Seed
@@ -56,6 +56,8 @@ class Search(Schema):
 
 class StudyRecipe(Schema):
     """What ``treering study growth`` reads."""
+
+    ready: ClassVar[Mapping[str, Mapping[str, BaseModel]]] = {"plan": PLANS}
 
     tokenizer: str = Field(description="directory of the tokenizer; the substrates are made by the study")
     data: str = Field(description="directory of the corpus, prepared with a share for calibration")

@@ -38,8 +38,13 @@ def colours(experts: int) -> list[Colour]:
 def shade(credit: Sequence[float], palette: Sequence[Colour]) -> tuple[Colour, float]:
     """The experts' colours mixed by credit [expert], and how sure it is: 0 where all are equal, 1 where one has all."""
     mixed = [sum(c * colour[channel] for c, colour in zip(credit, palette, strict=True)) for channel in range(3)]
-    sure = 1.0 if len(credit) == 1 else (max(credit) - 1 / len(credit)) / (1 - 1 / len(credit))
-    return _rgb(mixed), min(1.0, max(0.0, sure))
+    return _rgb(mixed), certainty(credit)
+
+
+def certainty(credit: Sequence[float]) -> float:
+    """0 where all experts have the same credit, 1 where one has all."""
+    equal = 1 / len(credit)
+    return 1.0 if len(credit) == 1 else min(1.0, max(0.0, (max(credit) - equal) / (1 - equal)))
 
 
 def weights_along(experts: Sequence[str], weights: Sequence[Sequence[float]]) -> Figure:

@@ -15,12 +15,16 @@ import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from treering.errors import TreeringError
 from treering.training.divergence import Diverged
 from treering.training.processes import in_any
+
+ROOMY = 100
+"""Columns of a terminal from which on the bar also shows the loss."""
 
 
 class Interruption(TrainerCallback):
@@ -117,12 +121,14 @@ class Display(TrainerCallback):
         self.bytes_per_token = bytes_per_token
         self.console = console
         self.progress = Progress(
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-            TextColumn("{task.fields[status]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            *(
+                TextColumn(text, table_column=Column(no_wrap=True))
+                for text in ("{task.completed:,.0f}/{task.total:,.0f} steps", "{task.fields[status]}", "left")
+            ),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=console,
+            expand=True,
             transient=True,
             disable=not console.is_terminal,
         )
@@ -174,13 +180,19 @@ class Display(TrainerCallback):
             self.progress.update(self.task, status=self._status(entry))
         elif "eval_loss" in entry:
             left = (state.max_steps - state.global_step) * self.tokens_per_step / max(self._speed(state), 1e-9)
-            self.console.print(
-                f"  step {state.global_step:,}/{state.max_steps:,}  validation {entry['eval_bits_per_byte']:.3f} "
-                f"bits/byte ({entry['eval_loss']:.3f} nats/token)  {self._speed(state):,.0f} tokens/s  "
-                f"{peak_memory():,.0f} MiB  {left:,.0f} s left",
-                highlight=False,
-                soft_wrap=True,
+            self._tell(
+                f"  step {state.global_step:,}/{state.max_steps:,}  ",
+                "validation ",
+                f"{entry['eval_bits_per_byte']:.3f} bits/byte",
+                f" ({entry['eval_loss']:.3f} nats/token)",
+                f"  {self._speed(state):,.0f} tokens/s  {peak_memory():,.0f} MiB  {left:,.0f} s left",
             )
+
+    def _tell(self, *parts: str) -> None:
+        """Print a line; where it is too long for the console, every second part is left out, and no number broken."""
+        line = "".join(parts)
+        shown = line if len(line) <= self.console.width else "".join(parts[::2])
+        self.console.print(shown, highlight=False, soft_wrap=len(shown) <= self.console.width)
 
     def _bits(self, nats_per_token: float) -> float:
         return nats_per_token / math.log(2) / self.bytes_per_token
@@ -190,8 +202,9 @@ class Display(TrainerCallback):
         return (state.global_step - self.first_step) * self.tokens_per_step / max(self.training_seconds, 1e-9)
 
     def _status(self, entry: dict[str, float]) -> str:
+        loss = f"loss {entry['loss']:.3f}  " if self.console.width >= ROOMY else ""
         return (
-            f"loss {entry['loss']:.3f}  {entry['bits_per_byte']:.3f} bits/byte  "
+            f"{loss}{entry['bits_per_byte']:.3f} bits/byte  "
             f"{entry['tokens_per_second']:,.0f} tokens/s  {peak_memory():,.0f} MiB"
         )
 

@@ -32,10 +32,9 @@ from treering.training.loss import collate, fused_loss
 from treering.training.order import Reading, Text, batch_shape, blocks_per_step, reading_order
 from treering.training.processes import decided, in_any, on_cpu, processes, sole_writer
 from treering.training.progress import Clock, Display, EvaluateAtEnd, Interruption, Plateau, tensorboard
-from treering.training.record import read_record
 from treering.training.settings import Training
 from treering.training.turns import ByTurns
-from treering.training.unfinished import as_json, checkpoints, claim, clean, intact_checkpoint, unfinished_of
+from treering.training.unfinished import checkpoints, claim, clean, intact_checkpoint, unfinished_of, was_made
 
 Moments = dict[str, dict[str, Tensor]]
 """By parameter's name, what the optimiser keeps of it (Adam: step, running mean and square of the gradient)."""
@@ -84,8 +83,9 @@ def train(
     output, console = Path(output), console or Console()
     unfinished, own = unfinished_of(output), _own(settings, origin)
     with sole_writer(output):
-        if decided(lambda: _made(output) == as_json(own) == read_record(unfinished / RUN, console)):
-            clean(unfinished)  # the run was complete, and stopped before this
+        if decided(lambda: was_made(_made(output), own, unfinished, RUN, console)):
+            clean(unfinished)
+            console.print(f"{output}: complete, nothing to do", markup=False)
             return _result_of(output)
         require_new(output)
         require_fit(model, corpus, tokenizer)

@@ -28,6 +28,19 @@ def is_complete(output: Path) -> bool:
     return output.exists() and not unfinished_of(output).exists()
 
 
+def was_made(
+    made: Mapping[str, Any] | None, run: Mapping[str, Any], unfinished: Path, file: str, console: Console
+) -> bool:
+    """Whether what ``made`` an output was this very ``run``, which has nothing left to do but to clean up.
+
+    A run that does not say what it was made from (its ``origin``) is only known by what it left in ``unfinished``.
+    """
+    own = as_json(run)
+    if made != own:
+        return False
+    return read_record(unfinished / file, console) == own if unfinished.exists() else bool(own["origin"])
+
+
 def claim(unfinished: Path, file: str, run: Mapping[str, Any], console: Console) -> None:
     """Make the directory ``unfinished`` this run's own, by a ``file`` that says what the run is, or find that it is.
 

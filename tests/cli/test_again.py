@@ -1,0 +1,94 @@
+"""A finished command that runs again finds that all is there; another one that would write there is refused."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from treering import tokenizer as tokenizers
+from treering.cli import main
+from treering.composition import compose_directories
+from treering.errors import TreeringError
+
+TRAINING = "training: {tokens: 1024, batch_tokens: 256, evaluations: 1}\n"
+
+
+@pytest.fixture
+def place(tokenizer, substrate, expert, pages, tmp_path):
+    """A directory with a tokenizer, a text, a substrate, a recipe and two experts."""
+    tokenizers.save(tokenizer, tmp_path / "tokenizer")
+    (tmp_path / "substrate").mkdir()
+    substrate.save(tmp_path / "substrate", tokenizer)
+    (tmp_path / "text.txt").write_text("\n\n".join(pages["en"]), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text("substrate: substrate\ndata: data\nbackbone: {preset: tiny}\n" + TRAINING)
+    for seed, name in enumerate("ab"):
+        expert(seed, 1).save_pretrained(tmp_path / name)
+        tokenizers.save(tokenizer, tmp_path / name)
+    return tmp_path
+
+
+PREPARE = "data prepare text.txt -t tokenizer --block-size 64 -o data"
+
+
+@pytest.mark.parametrize(
+    ("before", "command", "other"),
+    [
+        (None, "tokenizer train text.txt --vocab-size 400 -o out", "--validation 0.3"),
+        (None, "tokenizer train text.txt --vocab-size 400 -o out", "--vocab-size 500"),
+        (None, "substrate build tokenizer --d-model 64 --kind random -o out", "--seed 1"),
+        (None, PREPARE.replace("-o data", "-o out"), "--seed 1"),
+        (None, PREPARE.replace("-o data", "-o out"), "--limit 40"),
+        (PREPARE, "train recipe.yaml -o out", "--set training.seed=1"),
+        (PREPARE, "grow recipe.yaml --plan shallow-2 --set abilities=false -o out", "--set training.seed=1"),
+        (None, "compose a b -o out", "--rule mean"),
+        (None, "compose a b -o out", "--weight a=2"),
+    ],
+)
+def test_again(place, monkeypatch, capsys, before, command, other):
+    def run(words: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["treering", *words.split()])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return int(stopped.value.code or 0), capsys.readouterr().err
+
+    def files() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()}
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    if before:
+        assert run(before)[0] == 0
+    assert "complete" not in run(command)[1]
+    made = files()
+    assert made
+    status, said = run(command)
+    assert (status, "out: complete, nothing to do" in said) == (0, True), said
+    status, said = run(f"{command} {other}")
+    assert (status, "out already exists with other content" in said) == (2, True), said
+    assert files() == made
+
+
+def test_a_corpus_of_a_text_that_changed_is_another(place, monkeypatch, capsys):
+    def run() -> str:
+        monkeypatch.setattr("sys.argv", ["treering", *PREPARE.split()])
+        with pytest.raises(SystemExit):
+            main()
+        return capsys.readouterr().err
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    run()
+    assert "complete, nothing to do" in run()
+    with (place / "text.txt").open("a") as file:
+        file.write("\n\nOne more.")
+    assert "data already exists with other content" in run()
+
+
+def test_a_composition_of_an_expert_that_changed_is_another(place, expert):
+    experts = {name: place / name for name in "ab"}
+    compose_directories(experts, place / "out")
+    compose_directories(experts, place / "out")
+    expert(7, 1).save_pretrained(place / "a")
+    with pytest.raises(TreeringError, match="already exists"):
+        compose_directories(experts, place / "out")
