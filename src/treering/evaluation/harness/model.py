@@ -20,6 +20,7 @@ from treering.composition import load_model
 from treering.corpus import Window
 from treering.evaluation.bits import window_losses
 from treering.training.loss import log_likelihood
+from treering.voice import tells_progress
 
 
 @register_model("treering")
@@ -74,8 +75,10 @@ class TreeringLM(HFLM):
             tokens = [*context, *continuation][-self.max_length - 1 :]
             cut.append(Window(index, tokens, max(1, len(tokens) - len(continuation))))
 
+        silent = disable_tqdm or self.rank != 0 or not tells_progress()
+
         def show(batches: Sequence[list[Window]]) -> Iterator[list[Window]]:
-            yield from tqdm(batches, "reading", disable=disable_tqdm or self.rank != 0, unit="batch", leave=False)
+            yield from tqdm(batches, "reading", disable=silent, unit="batch", leave=False)
 
         nats, other = window_losses(self._surprise, self.model, cut, len(cut), show)
         found = [(-float(loss), not missed) for loss, missed in zip(nats, other, strict=True)]
@@ -92,7 +95,7 @@ class TreeringLM(HFLM):
             context, options = request.args
             most = min(options.get("max_gen_toks", self.max_gen_toks), room)
             short.append(replace(request, arguments=(context, options | {"max_gen_toks": most})))
-        return super().generate_until(short, disable_tqdm)
+        return super().generate_until(short, disable_tqdm or not tells_progress())
 
     def _surprise(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Nats, and 1 for each target that greedy decoding would not write [2, batch, position]."""
