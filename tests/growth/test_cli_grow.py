@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+import treering
 from treering import report
 from treering import tokenizer as tokenizers
 from treering.cli import main
@@ -179,7 +180,7 @@ def test_a_damaged_note_of_the_trunk_is_one_message(folder, monkeypatch, capsys,
 
 def test_the_commented_recipe_is_what_a_branch_does_without_one():
     given = {"model": "m", "data": "d", "output": "o"}
-    path = Path(__file__).parents[2] / "recipes" / "branch.yaml"
+    path = Path(treering.__file__).parent / "recipes" / "branch.yaml"
     recipe = load_recipe(path, recipes.GrowthRecipe, given)
     assert recipe == recipes.GrowthRecipe.model_validate(given | {"plan": {"way": "branch", "blocks": 2}})
     assert recipes.as_plan(recipe.plan, 5) == recipes.as_plan(recipes.PLANS["branch"], 5)

@@ -52,10 +52,7 @@ def results() -> Console:
 
 
 def progress() -> Console:
-    """For what happens meanwhile; also silences the progress bars that transformers draws of its own."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
+    """For what happens meanwhile."""
     return _to_stderr(quiet=not tells_progress())
 
 

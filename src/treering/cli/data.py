@@ -172,10 +172,10 @@ def _too_small(manifest: Manifest) -> str | None:
     few = {s.name: s.validation_documents for s in manifest.sources if s.validation_documents < FEW}
     if not manifest.validation_share or not few:
         return None
-    told = ", ".join(f"{count} of {name}" for name, count in few.items())
+    told = ", ".join(f"{name} {count}" for name, count in few.items())
     return (
-        f"held out are only {told}: an interval over fewer than {FEW} documents tells nothing. Give more text, smaller "
-        "documents (--document paragraph or line), or a larger --validation."
+        f"few documents are held out ({told}), and an interval over fewer than {FEW} tells nothing. Give more text, "
+        "smaller documents (--document paragraph or line), or a larger --validation."
     )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from treering.corpus.documents import as_source, is_hub, source_files
 from treering.corpus.preparation import CorpusRecipe, without_machine
 from treering.corpus.prepared import FORMAT_VERSION, MANIFEST, ORDER, SPLIT_RULE, SourceRecord, load_manifest
 from treering.corpus.source import Source
 from treering.corpus.streams import Receipt, open_stream
-from treering.tokenizer import identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def is_prepared(recipe: CorpusRecipe, tokenizer: PreTrainedTokenizerFast) -> bool:
@@ -22,6 +23,8 @@ def is_prepared(recipe: CorpusRecipe, tokenizer: PreTrainedTokenizerFast) -> boo
     Raises:
         TreeringError: the output is a damaged corpus, or a source is not there.
     """
+    from treering.tokenizer import identity
+
     if not Path(recipe.output, MANIFEST).is_file():
         return False
     manifest = load_manifest(recipe.output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
 from treering.composition import draw, require_drawable
@@ -82,7 +82,7 @@ def generate(
     require_one_way(model, temperature, top_p, beams, drawn)
     temperature, top_p = 0.8 if temperature is None else temperature, 0.95 if top_p is None else top_p
     if seed is not None:
-        set_seed(seed)
+        torch.manual_seed(seed)
     sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
     input_ids = torch.tensor([prompt], device=model.device)
     if drawn:

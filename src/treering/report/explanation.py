@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
-from matplotlib.figure import Figure
-
 from treering.reading import visible
-from treering.report.figures import as_svg
+from treering.report.figures import as_svg, blank
 from treering.report.page import render
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from treering.evaluation import Attribution
 
 Colour = tuple[float, float, float]
@@ -30,9 +30,9 @@ POINTS = 1000
 def colours(experts: int) -> list[Colour]:
     """A colour for each expert, red, green and blue from 0 to 1."""
     if experts <= len(OKABE_ITO):
-        return [to_rgb(name) for name in OKABE_ITO[:experts]]
+        return [_rgb([int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for name in OKABE_ITO[:experts]]
     hues = [expert / experts for expert in range(experts)]
-    return [_rgb(hsv_to_rgb((hue, 0.85, 0.75 if index % 2 else 0.95)).tolist()) for index, hue in enumerate(hues)]
+    return [hsv_to_rgb(hue, 0.85, 0.75 if index % 2 else 0.95) for index, hue in enumerate(hues)]
 
 
 def shade(credit: Sequence[float], palette: Sequence[Colour]) -> tuple[Colour, float]:
@@ -49,7 +49,7 @@ def certainty(credit: Sequence[float]) -> float:
 
 def weights_along(experts: Sequence[str], weights: Sequence[Sequence[float]]) -> Figure:
     """The experts' weights [expert, token] along the text as areas, one on the other."""
-    figure = Figure(figsize=(9.6, 2.1), layout="constrained")
+    figure = blank(9.6, 2.1)
     figure.patch.set_alpha(0)  # the page behind it may be dark
     axes = figure.subplots()
     axes.patch.set_alpha(0)
@@ -89,7 +89,7 @@ def painted(attribution: Attribution) -> dict[str, list[dict[str, Any]]]:
             for row, credit in zip(pieces.rows(), pieces.credit.T.tolist(), strict=True)
         ],
         "experts": [
-            {**share, "colour": to_hex(colour)} for share, colour in zip(attribution.shares(), palette, strict=True)
+            {**share, "colour": _hex(colour)} for share, colour in zip(attribution.shares(), palette, strict=True)
         ],
     }
 
@@ -104,7 +104,12 @@ def tip(row: dict[str, Any]) -> str:
 
 
 def _translucent(colour: Colour, sure: float) -> str:
-    return to_hex((*colour, 0.08 + 0.42 * sure), keep_alpha=True)
+    return _hex((*colour, 0.08 + 0.42 * sure))
+
+
+def _hex(channels: Sequence[float]) -> str:
+    """Channels from 0 to 1 as a page writes them."""
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in channels)
 
 
 def _rgb(channels: Sequence[float]) -> Colour:

@@ -6,12 +6,19 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#2f6f4f", "#b5532d", "#3b5b92", "#8a6d1f", "#7a4b8c", "#4d4d4d", "#2a9d9d", "#c43b6b", "#6b8e23", "#a0a0a0")
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of so many inches; only who draws waits for matplotlib."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def loss_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
@@ -22,7 +29,7 @@ def loss_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     Args:
         histories: by run, what ``treering.training`` or ``treering.growth`` writes to ``history.json``.
     """
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    figure = blank(7.2, 3.6)
     axes = figure.subplots()
     for colour, (name, history) in zip(COLOURS, histories.items(), strict=False):
         training = [entry for entry in history if "loss" in entry]
@@ -49,7 +56,7 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Bits per byte by text as horizontal bars with their intervals: a group for each text, a bar for each model."""
     texts = list(dict.fromkeys(r["text"] for r in rows))
     models = list(dict.fromkeys(r["model"] for r in rows))
-    figure = Figure(figsize=(7.2, 0.6 + 0.32 * len(texts) * (len(models) + 1)), layout="constrained")
+    figure = blank(7.2, 0.6 + 0.32 * len(texts) * (len(models) + 1))
     axes = figure.subplots()
     for r in rows:
         at = texts.index(r["text"]) * (len(models) + 1) + models.index(r["model"])
@@ -73,7 +80,7 @@ def arrivals(matrices: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
     Args:
         matrices: by method and run, bits per byte [arrival][task]; the runs' mean is drawn.
     """
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = blank(7.2, 4.2)
     axes = figure.subplots()
     for at, (name, runs) in enumerate(matrices.items()):
         averages = [[sum(row.values()) / len(row) for row in matrix] for matrix in runs.values()]
@@ -94,7 +101,7 @@ def heat_map(models: Sequence[str], subjects: Sequence[str], cells: Sequence[Seq
     Args:
         cells: [model][subject], the value that is written and how good it is among its subject's, from 0 to 1.
     """
-    figure = Figure(figsize=(2.2 + 1.05 * len(subjects), 1.4 + 0.42 * len(models)), layout="constrained")
+    figure = blank(2.2 + 1.05 * len(subjects), 1.4 + 0.42 * len(models))
     axes = figure.subplots()
     axes.imshow([[good for _, good in row] for row in cells], cmap="YlGn", vmin=0, vmax=1.25, aspect="auto")
     for down, row in enumerate(cells):
@@ -110,6 +117,8 @@ def heat_map(models: Sequence[str], subjects: Sequence[str], cells: Sequence[Seq
 def as_svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element to stand inside a page, under a ``name`` of its own there; its text stays text."""
     buffer = io.StringIO()
+    from matplotlib import rc_context
+
     # The salt makes the same figure the same bytes, and keeps the marks of two figures in one page apart.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -21,6 +21,7 @@ from treering.composition import load_model
 from treering.corpus import Window
 from treering.evaluation.bits import LOGITS_AT_ONCE, speakers, window_losses
 from treering.training.loss import log_likelihood
+from treering.voice import tells_progress
 
 
 @register_model("treering")
@@ -82,7 +83,8 @@ class TreeringLM(HFLM):
             else:
                 alone += indices
         found: dict[int, tuple[float, bool]] = {}
-        bar = tqdm(total=len(requests), desc="reading", disable=disable_tqdm or self.rank != 0, leave=False)
+        silent = disable_tqdm or self.rank != 0 or not tells_progress()
+        bar = tqdm(total=len(requests), desc="reading", disable=silent, leave=False)
         for shared, indices in together:
             found |= zip(indices, self._after(shared, [requests[index][2] for index in indices]), strict=True)
             bar.update(len(indices))
@@ -145,7 +147,7 @@ class TreeringLM(HFLM):
             context, options = request.args
             most = min(options.get("max_gen_toks", self.max_gen_toks), room)
             short.append(replace(request, arguments=(context, options | {"max_gen_toks": most})))
-        return super().generate_until(short, disable_tqdm)
+        return super().generate_until(short, disable_tqdm or not tells_progress())
 
     def _surprise(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Nats, and 1 for each target that greedy decoding would not write [2, batch, position]."""

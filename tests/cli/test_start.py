@@ -1,0 +1,27 @@
+"""What a command imports before it works: nothing that it does not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+TRAINING = {"datasets", "peft", "transformers.trainer", "matplotlib", "pandas"}
+
+
+@pytest.mark.parametrize(
+    ("code", "spared"),
+    [
+        ("import treering.cli.main", {"torch", "transformers", "numpy", "pydantic", *TRAINING}),
+        ("import treering.corpus", {"torch", "transformers", *TRAINING}),
+        ("import treering.tokenizer", TRAINING),
+        ("import treering.composition", TRAINING),
+        ("import treering.evaluation", TRAINING),
+        ("import treering.report, treering.report.explanation", {"torch", *TRAINING}),
+    ],
+)
+def test_imports_spare(code, spared):
+    asked = f"{code}, sys; print(*sorted({spared} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
