@@ -12,7 +12,7 @@ from rich.console import Console
 
 from treering.errors import TreeringError
 from treering.recipe import check_recipe
-from treering.training import ExpertRecipe, train_expert
+from treering.training import ExpertRecipe, Training, train_expert
 from treering.training.length import chosen_length, too_far, too_few
 
 
@@ -70,3 +70,9 @@ def test_a_recipe_may_leave_the_length_open(recipe, training, said, corpus, caps
 def test_two_lengths_are_refused(recipe):
     with pytest.raises(TreeringError, match="either tokens or epochs"):
         check_recipe(recipe | {"training": {"tokens": 1, "epochs": 1}}, ExpertRecipe, "test")
+
+
+def test_settings_of_any_run_serve_from_python(recipe):
+    given = Training(tokens=1024, warmup=0.5)
+    made = ExpertRecipe.model_validate(recipe | {"training": given})
+    assert made.training.model_dump() == given.model_dump()

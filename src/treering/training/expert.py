@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
@@ -44,6 +44,12 @@ class ExpertRecipe(Schema):
     output: str = Field(description="directory of the finished expert")
     backbone: Backbone = Backbone()
     training: ExpertTraining = ExpertTraining()
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _of_any_run(cls, value: Any) -> Any:
+        """From Python, the settings of any run."""
+        return value.model_dump() if isinstance(value, Training) else value
 
 
 def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> TrainingResult:
