@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from treering import backbone
 from treering.backbone import Standing
@@ -120,12 +120,12 @@ def require_fitted(fusion: Mapping[str, Any] | None, chosen: Rule) -> None:
         )
 
 
-def unfitted(config: CompositionConfig) -> list[dict[str, Any]]:
+def unfitted(config: PreTrainedConfig) -> list[dict[str, Any]]:
     """The experts' records without weights that were fitted to all of them together."""
     return [record | ({"weight": 1.0} if "weighted" in (config.fusion or {}) else {}) for record in config.experts]
 
 
-def outliving(config: CompositionConfig, chosen: str | None, whose: object) -> str:
+def outliving(config: PreTrainedConfig, chosen: str | None, whose: object) -> str:
     """The rule of a composition after its experts changed.
 
     Raises:
