@@ -23,6 +23,7 @@ from treering.composition import (
     list_experts,
     load_model,
     remove_expert,
+    variant,
 )
 from treering.errors import TreeringError
 
@@ -354,3 +355,38 @@ def test_an_expert_that_has_nothing_alone_is_listed(places, tmp_path):
     compose_directories({"base": places["base"], "ru": places["ru"], "twin": places["ru"]}, tmp_path / "all")
     listed = {record["name"]: record["parameters"] for record in list_experts(tmp_path / "all")}
     assert listed == {"base": 32, "ru": 0, "twin": 0}  # the base's norm is all that it has alone
+
+
+@pytest.mark.parametrize("spec", [spec for spec in RULES if spec not in ("gate", "adapter")])
+@pytest.mark.parametrize("without", [[], ["ru"], ["tax", "base"], ["zh", "law", "tax", "upper"], NAMES[1:]])
+def test_a_variant_is_the_composition_of_the_others(experts, ids, tmp_path, spec, without):
+    """In memory, a step at a time, and saved; the one that it was made from stays as it is, and so do its numbers."""
+    model = compose(experts)
+    before, numbers = model(ids).logits, {p.data_ptr() for p in model.parameters()}
+    other = variant(model, spec, without)
+    expected = compose({name: own for name, own in experts.items() if name not in without}, spec)
+    assert {p.data_ptr() for p in other.parameters()} <= numbers
+    assert [name for name, _ in other.named_experts()] == [name for name in NAMES if name not in without]
+    with torch.no_grad():
+        assert other(ids).logits.equal(expected(ids).logits)
+        step = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+        assert other.generate(ids[:1], **step).equal(expected.generate(ids[:1], **step))
+        other.save_pretrained(tmp_path)
+        assert load_model(tmp_path)(ids).logits.equal(expected(ids).logits)
+        assert model(ids).logits.equal(before)
+    assert (model.rule.name, list(model.experts)) == ("evidence", NAMES)
+
+
+@pytest.mark.parametrize(
+    ("spec", "without", "told"),
+    [
+        ("gate", [], "has to be fitted"),
+        ("adapter", ["ru"], "cannot stay"),
+        (None, ["de"], "no expert 'de'"),
+        (None, NAMES, "at least one"),
+        ("best", [], "no composition rule"),
+    ],
+)
+def test_a_variant_that_there_is_not(experts, spec, without, told):
+    with pytest.raises(TreeringError, match=told):
+        variant(compose(experts), spec, without)

@@ -18,7 +18,7 @@ from treering import tokenizer as tokenizers
 from treering.composition import compose, load_model
 from treering.evaluation import generate
 from treering.serving import server
-from treering.serving.answers import Served
+from treering.serving.served import Served
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from treering.cli import main
 from treering.composition import load_model
 from treering.errors import TreeringError
 from treering.serving import server
-from treering.serving.answers import Served
+from treering.serving.served import Served
 
 PROMPT = "To open this dialog, choose"
 KEY = "sk-secret"

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from treering import tokenizer as tokenizers
 from treering.composition import load_model
 from treering.serving import reading, turns
-from treering.serving.answers import Served
 from treering.serving.limits import Limits
+from treering.serving.served import Served
 
 PROMPT = "To open this dialog, choose"
 
@@ -305,6 +305,22 @@ def test_stream_that_nobody_reads_lets_others_on(gated, greedy):
             other = client.completions.create(model="joined", prompt=PROMPT, temperature=0, max_tokens=4)
         assert other.choices[0].text == greedy(PROMPT, 4)
         assert gate.passed < 55
+
+
+def test_request_for_many_texts_lets_others_on(gated, greedy):
+    """It asked first and for 40 texts; one who asks later for 4 tokens has them before its third is done."""
+    client, gate = gated(parallel=2)
+    with ThreadPoolExecutor(1) as pool:
+        many = pool.submit(client.completions.create, model="joined", prompt=["x", "y"], n=20, max_tokens=5)
+        gate.permits.release(2)
+        while gate.passed < 2:
+            time.sleep(0.01)
+        with gate.open():
+            other = client.completions.create(model="joined", prompt=PROMPT, temperature=0, max_tokens=4)
+        assert other.choices[0].text == greedy(PROMPT, 4)
+        assert gate.passed < 20
+        gate.leave_open()
+        assert len(many.result().choices) == 40
 
 
 def test_seeds_hold_while_texts_take_turns(client, monkeypatch):

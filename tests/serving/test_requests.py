@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treering.serving.answers import generation_config
 from treering.serving.errors import ApiError
+from treering.serving.reading import require_tokens
 from treering.serving.requests import ChatRequest, CompletionRequest, parse
+from treering.serving.writing import generation_config
 
 SCALARS = (
     st.none()
@@ -33,8 +33,8 @@ def attempt(model, tokenizer, kind, body: bytes) -> None:
 
     try:
         asked = parse(kind, body)
-        served = SimpleNamespace(model=model, tokenizer=tokenizer)
-        config = generation_config(served, asked, asked.max_tokens or 1)
+        require_tokens(model, asked.logit_bias, "logit_bias")
+        config = generation_config(model, tokenizer, asked, asked.max_tokens or 1)
     except ApiError as error:
         assert error.status == 400
         json.dumps(error.body()).encode()

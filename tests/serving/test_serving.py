@@ -22,7 +22,7 @@ from treering.composition import draw, load_model
 from treering.errors import TreeringError
 from treering.evaluation import generate, prompt_ids
 from treering.serving import server
-from treering.serving.answers import Served
+from treering.serving.served import Served
 
 PROMPT = "To open this dialog, choose"
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -111,7 +111,6 @@ def test_seeds_hold_among_other_requests(client):
 
 
 def test_models(client):
-    assert [model.id for model in client.models.list()] == ["joined"]
     assert client.models.retrieve("joined").id == "joined"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
@@ -143,18 +142,27 @@ def test_context(client, greedy, tokenizer):
         ({"model": None}, "model", "missing_required_parameter"),
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"temperature": "0"}, "temperature", "invalid_value"),
-        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"max_tokens": 2.5}, "max_tokens", "invalid_value"),
         ({"stop": [""]}, "stop.0", "invalid_value"),
-        ({"prompt": ["one", "two"]}, "prompt", "invalid_value"),
-        ({"prompt": [5, 6]}, "prompt", "invalid_value"),
-        ({"n": 2}, "n", "invalid_value"),
+        ({"max_tokens": -1}, "max_tokens", "invalid_value"),
+        ({"prompt": []}, "prompt", "invalid_value"),
+        ({"prompt": [[]]}, "prompt", "invalid_value"),
+        ({"prompt": [5, "six"]}, "prompt", "invalid_value"),
+        ({"prompt": [5, True]}, "prompt", "invalid_value"),
+        ({"prompt": [[5], [700]]}, "prompt", "invalid_value"),
+        ({"prompt": ["one"] * 129}, "prompt", "invalid_value"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": 129}, "n", "invalid_value"),
+        ({"n": 65, "prompt": ["one", "two"]}, "prompt", "invalid_value"),
         ({"best_of": 2}, "best_of", "invalid_value"),
-        ({"echo": True}, "echo", "invalid_value"),
+        ({"best_of": 1, "n": 2}, "best_of", "invalid_value"),
+        ({"echo": 1}, "echo", "invalid_value"),
+        ({"logprobs": 6}, "logprobs", "invalid_value"),
+        ({"logprobs": True}, "logprobs", "invalid_value"),
+        ({"top_logprobs": 2}, "top_logprobs", "unsupported_parameter"),
         ({"presence_penalty": 0.5}, "presence_penalty", "invalid_value"),
         ({"seed": 2**70}, "seed", "invalid_value"),
         ({"logit_bias": {"700": 1}}, "logit_bias", "invalid_value"),
-        ({"logprobs": 0}, "logprobs", "unsupported_parameter"),
         ({"suffix": "end"}, "suffix", "unsupported_parameter"),
         ({"generation_config": "{}"}, "generation_config", "unsupported_parameter"),
     ],
@@ -302,7 +310,7 @@ def test_command_errors(directory, monkeypatch, capsys):
         assert "choose another --port" in run(str(directory), "--port", str(taken.getsockname()[1]))
     assert "host" in run(str(directory), "--host", "no.such.host.invalid")
     assert "no directory" in run(str(directory / "nothing"), "--port", "0")
-    monkeypatch.setattr(server, "is_serve_available", lambda: False)
+    monkeypatch.setattr(server, "NEEDED", ("no_such_package",))
     assert "pip install 'treering[serve]'" in run(str(directory))
 
 

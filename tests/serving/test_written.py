@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from treering import tokenizer as tokenizers
-from treering.serving.written import Stopped, StopStrings, Written
+from treering.serving.written import Stopped, StopStrings, Written, laid_out
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,30 @@ def test_any_tokens_stream_to_their_text(request, name):
             written = Written(tokenizer, stop, sent.append)
             write(written, ids)
             assert "".join(sent) == written.text == (whole.partition(stop[0])[0] if stop else whole)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "byte_tokenizer"])
+def test_tokens_start_where_those_before_them_end(request, name, pages):
+    """Where they end in the middle of a character, or of bytes that are read together, somewhere before."""
+    tokenizer = request.getfixturevalue(name)
+    rng = random.Random(2)
+    texts = [[rng.randrange(len(tokenizer)) for _ in range(30)] for _ in range(200)]
+    texts += tokenizers.encode(tokenizer, [pages[language][0][:300] for language in ("ru", "zh", "en")])
+    exact = 0
+    for ids in texts:
+        text, starts = laid_out(tokenizer, ids)
+        assert text == tokenizer.decode(ids, skip_special_tokens=True)
+        assert starts == sorted(starts)
+        names = tokenizer.convert_ids_to_tokens(ids)
+        for i, start in enumerate(starts):
+            before = tokenizer.decode(ids[:i], skip_special_tokens=True)
+            assert start <= len(before)
+            has_text = tokenizer.decode(ids[i : i + 1], skip_special_tokens=True) != ""
+            together = all(token.startswith("<0x") for token in names[max(0, i - 1) : i + 1])
+            if text.startswith(before) and not before.endswith("\ufffd") and has_text and not together:
+                exact += 1
+                assert start == len(before)
+    assert exact > 0.5 * sum(map(len, texts))
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "byte_tokenizer"])

@@ -18,6 +18,7 @@ from treering.composition.joining import DEFAULT_RULE, compose, require_fitted
 from treering.composition.loading import load_model, running
 from treering.composition.model import ComposedModel
 from treering.composition.rules import RULES, Joined, Reading, Rule, register, rule
+from treering.composition.variants import variant
 
 __all__ = [
     "DEFAULT_RULE",
@@ -46,4 +47,5 @@ __all__ = [
     "rule",
     "running",
     "set_rule",
+    "variant",
 ]

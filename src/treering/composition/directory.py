@@ -27,9 +27,11 @@ from treering.composition.joining import (
     DEFAULT_RULE,
     compose,
     describe,
+    outliving,
     require_fit,
     require_fitted,
     unequal,
+    unfitted,
 )
 from treering.composition.loading import load_model, read_composition
 from treering.composition.model import ComposedModel
@@ -166,14 +168,14 @@ def add_expert(
     names = [record["name"] for record in before.experts]
     if name in names:
         raise TreeringError(f"{directory} has an expert called {name!r} already. Choose another name: NAME={expert}")
-    chosen = _outliving(before, rule, directory)
+    chosen = outliving(before, rule, directory)
     bases = _standing(directory, before) if is_cutting(expert) else {}
     model = load_experts({name: expert}, bases)[name]
     read = {f"the composition {directory}": tokenizers.load(directory), name: _tokenizer(expert, model)}
     _require_same_tokenizer(read)
     alone = compose({name: model}, chosen, {name: _record(expert, record or {})}, across_substrates=True)
     require_fit([*before.experts, *alone.config.experts], across_substrates)
-    after = describe([*_unfitted(before), *alone.config.experts], chosen)
+    after = describe([*unfitted(before), *alone.config.experts], chosen)
     _require_covered(after, read[name])
     (joining,) = alone.config.experts
     if joining["substrate"] and (file := layout.substrate_file(joining["substrate"])) in layout.shard_files(before):
@@ -205,8 +207,8 @@ def remove_expert(directory: str | os.PathLike[str], name: str, rule: str | None
     _require_known(name, [record["name"] for record in before.experts])
     if len(before.experts) == 1:
         raise TreeringError(f"{name} is the only expert of {directory}; delete the directory instead.")
-    records = [record for record in _unfitted(before) if record["name"] != name]
-    after = describe(records, _outliving(before, rule, directory))
+    records = [record for record in unfitted(before) if record["name"] != name]
+    after = describe(records, outliving(before, rule, directory))
     return rewrite(directory, before, after)
 
 
@@ -404,28 +406,6 @@ def _foreign(directory: Path) -> Files:
         for name, path in files.items()
         if not _is_own(name) and not (name == README and is_written(path))  # which is written anew
     }
-
-
-def _unfitted(config: CompositionConfig) -> list[dict[str, Any]]:
-    """The experts' records without weights that were fitted to all of them together."""
-    return [record | ({"weight": 1.0} if "weighted" in (config.fusion or {}) else {}) for record in config.experts]
-
-
-def _outliving(config: CompositionConfig, chosen: str | None, directory: Path) -> str:
-    """The rule of a composition after its experts changed.
-
-    Raises:
-        TreeringError: it depends on what was fitted to the experts before.
-    """
-    known = parse_rule(chosen or config.rule)
-    fitted_weights = chosen is None and known.name == "weighted" and "weighted" in (config.fusion or {})
-    if "hidden" in known.needs or fitted_weights:
-        raise TreeringError(
-            f"The rule {known.name} is fitted to all experts of a composition together, so what {directory} has for it "
-            f"cannot stay when they change. Name a rule that joins them afterwards (--rule {DEFAULT_RULE}, say); to "
-            "have this one again, fit it again: treering compose fit."
-        )
-    return str(known)
 
 
 def _record(expert: str | os.PathLike[str], given: Mapping[str, Any]) -> dict[str, Any]:

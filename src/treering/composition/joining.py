@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from treering import backbone
 from treering.backbone import Standing
@@ -118,6 +118,28 @@ def require_fitted(fusion: Mapping[str, Any] | None, chosen: Rule) -> None:
             f"The rule {chosen.name} has to be fitted to the experts of a composition first: "
             f"treering compose fit DIR --rule {chosen.name}."
         )
+
+
+def unfitted(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """The experts' records without weights that were fitted to all of them together."""
+    return [record | ({"weight": 1.0} if "weighted" in (config.fusion or {}) else {}) for record in config.experts]
+
+
+def outliving(config: PreTrainedConfig, chosen: str | None, whose: object) -> str:
+    """The rule of a composition after its experts changed.
+
+    Raises:
+        TreeringError: it depends on what was fitted to the experts before.
+    """
+    known = rule(chosen or config.rule)
+    fitted_weights = chosen is None and known.name == "weighted" and "weighted" in (config.fusion or {})
+    if "hidden" in known.needs or fitted_weights:
+        raise TreeringError(
+            f"The rule {known.name} is fitted to all experts of a composition together, so what {whose} has for it "
+            f"cannot stay when they change. Name a rule that joins them afterwards, such as {DEFAULT_RULE} "
+            "(--rule); to have this one again, fit it again: treering compose fit."
+        )
+    return str(known)
 
 
 def require_fit(records: Sequence[Mapping[str, Any]], across_substrates: bool) -> None:

@@ -27,7 +27,7 @@ from treering.evaluation.forgetting import (
     composition_losses,
     measure_forgetting,
 )
-from treering.evaluation.generation import generate, prompt_ids, require_one_way
+from treering.evaluation.generation import generate, prompt_ids, require_one_way, require_room
 from treering.evaluation.table import Row, as_table, bits_per_byte, held_out_texts, row, uniform_bits_per_byte
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "recalls",
     "require_composition",
     "require_one_way",
+    "require_room",
     "row",
     "translations",
     "uniform_bits_per_byte",

@@ -20,17 +20,26 @@ def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text:
         TreeringError: with ``tokens`` to write after it, the text does not fit into the model's context.
     """
     prompt = [separator(tokenizer), *encode(tokenizer, [text])[0]]
+    require_room(model, len(prompt), tokens)
+    return prompt
+
+
+def require_room(model: PreTrainedModel, read: int, tokens: int) -> None:
+    """Refuse a text that leaves no room for an answer.
+
+    Raises:
+        TreeringError: so many tokens ``read``, and ``tokens`` written after them, are more than the model's context.
+    """
     context = model.config.max_position_embeddings
-    if len(prompt) + tokens > context:
-        room = context - len(prompt)
+    if read + tokens > context:
+        room = context - read
         remedy = (
             f"Shorten the text or ask for at most {room:,}" if room > 0 else "There is no room for more: shorten it"
         )
         raise TreeringError(
-            f"The text has {len(prompt):,} tokens and {tokens:,} more were asked for; the model's context is "
+            f"The text has {read:,} tokens and {tokens:,} more were asked for; the model's context is "
             f"{context:,}. {remedy}."
         )
-    return prompt
 
 
 def require_one_way(

@@ -16,23 +16,25 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from treering.serving.answers import CHAT, COMPLETIONS, EventStream, Handler, Served, answer
+from treering.serving.answers import EventStream, answer
 from treering.serving.errors import ApiError
 from treering.serving.guard import Guard
 from treering.serving.limits import Bodies, Places
 from treering.serving.requests import ChatRequest, CompletionRequest
+from treering.serving.served import Served
 
 T = TypeVar("T")
 
 
 def create_app(served: Served, api_key: str | None = None) -> Starlette:
     """The server as an ASGI application, for those who have the key, if there is one."""
-    model = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "treering"}
+    created = int(time.time())
     bodies, places = Bodies(served.limits), Places(served.limits.requests)
 
-    async def respond(
-        kind: type[CompletionRequest] | type[ChatRequest], handler: Handler, request: Request
-    ) -> Response:
+    def described(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": created, "owned_by": "treering"}
+
+    async def respond(kind: type[CompletionRequest] | type[ChatRequest], request: Request) -> Response:
         with ExitStack() as held:
             async with bodies.receive(request) as body:
                 held.callback(places.take())
@@ -42,26 +44,26 @@ def create_app(served: Served, api_key: str | None = None) -> Starlette:
                     asked = await asyncio.wait_for(reading, served.limits.request_seconds)
                 except asyncio.TimeoutError:
                     raise served.limits.late() from None
-            writing = answer(served, handler, asked, end - time.monotonic())
+            writing = answer(served, asked, end - time.monotonic())
             response = await _while_connected(request, writing)
             if isinstance(response, EventStream):
                 response.at_the_end = held.pop_all().close
             return response
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [*map(described, served.catalogue.names)]})
 
     async def one_model(request: Request) -> Response:
-        served.reader.require(request.path_params["name"])
-        return JSONResponse(model)
+        served.catalogue.find(name := request.path_params["name"])
+        return JSONResponse(described(name))
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     return Starlette(
         routes=[
-            Route("/v1/completions", partial(respond, CompletionRequest, COMPLETIONS), methods=["POST"]),
-            Route("/v1/chat/completions", partial(respond, ChatRequest, CHAT), methods=["POST"]),
+            Route("/v1/completions", partial(respond, CompletionRequest), methods=["POST"]),
+            Route("/v1/chat/completions", partial(respond, ChatRequest), methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", one_model),
             Route("/health", health),

@@ -26,7 +26,9 @@ class Limits:
         body_seconds: in which a body has to arrive.
         request_seconds: from the arrival of the body to the end of the answer.
         requests: that are answered at once, those included that wait for their turn.
-        parallel: texts that are written at once, each with a cache of its own; they take turns on the model.
+        parallel: requests whose texts are written at once, each with a cache of its own; they take turns on the model.
+        choices: texts that one request may ask for, ``n`` for each of its prompts; they are written one by one.
+        tokens: of an answer with its prompt or with log-probabilities, each alternative to a token counted as well.
         connections: open at once; beyond it, the one that has kept the server waiting longest for a request is closed.
         head_seconds: in which a request's head has to arrive, from when the server was ready for it.
         linger_seconds: for how long the rest of a refused body is read, so that the client gets to read the refusal.
@@ -38,6 +40,8 @@ class Limits:
     request_seconds: float = 600
     requests: int = 256
     parallel: int = 4
+    choices: int = 128
+    tokens: int = 2**18
     connections: int = 512
     head_seconds: float = 10
     linger_seconds: float = 5

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.errors import TreeringError
-from treering.evaluation import prompt_ids
+from treering.evaluation import prompt_ids, require_room
+from treering.serving.catalogue import Catalogue
 from treering.serving.errors import ApiError
+from treering.serving.limits import Limits
 from treering.serving.requests import ChatRequest, CompletionRequest, Parameters, parse
 from treering.serving.templates import Renderer, TemplateError
 
@@ -20,12 +23,36 @@ COMPLETION_TOKENS = 16
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What is read before an answer.
+
+    Attributes:
+        ids: its tokens.
+        begin: how many of them nobody gave: the separator before a text.
+        text: None if it was given as token IDs.
+        room: how many tokens may be written after it.
+    """
+
+    ids: list[int]
+    begin: int
+    text: str | None
+    room: int
+
+
+@dataclass(frozen=True)
 class Asked:
-    """A request, the tokens of its prompt, and how many may be written after them at most."""
+    """A request to a model.
+
+    Attributes:
+        alternatives: how many are told beside each token; None if no log-probabilities are.
+        echo: the prompt is a part of the answer.
+    """
 
     parameters: Parameters
-    prompt: list[int]
-    tokens: int
+    model: PreTrainedModel
+    prompts: list[Prompt]
+    alternatives: int | None
+    echo: bool
 
 
 class Reader:
@@ -35,12 +62,12 @@ class Reader:
     while other threads decode with theirs.
     """
 
-    def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._name = name
-        self._model = model
+    def __init__(self, catalogue: Catalogue, tokenizer: PreTrainedTokenizerFast, limits: Limits) -> None:
+        self._catalogue = catalogue
         self._tokenizer = copy.deepcopy(tokenizer)
-        self._context = model.config.max_position_embeddings
-        self._longest = self._context * max(map(len, tokenizer.get_vocab()))
+        self._limits = limits
+        context = catalogue.find(catalogue.name).config.max_position_embeddings
+        self._longest = context * max(map(len, tokenizer.get_vocab()))  # characters, for all names alike
         self._renderer: Renderer | None = None
         self._thread = ThreadPoolExecutor(1, "reader")
 
@@ -49,13 +76,6 @@ class Reader:
         self._thread.shutdown(cancel_futures=True)
         if self._renderer is not None:
             self._renderer.close()
-
-    def require(self, name: str) -> None:
-        """Raise an ApiError, 404, unless ``name`` is the model's."""
-        if name != self._name:
-            raise ApiError(
-                404, f"The model '{name}' does not exist; this server has '{self._name}'.", "model_not_found", "model"
-            )
 
     async def read(self, kind: type[CompletionRequest] | type[ChatRequest], body: bytes) -> Asked:
         """What is asked for in the body of a request.
@@ -66,32 +86,53 @@ class Reader:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, kind, body)
 
     def _read(self, kind: type[CompletionRequest] | type[ChatRequest], body: bytes) -> Asked:
-        asked = parse(kind, body)
-        self.require(asked.model)
-        if isinstance(asked, ChatRequest):
-            tokens = asked.max_completion_tokens or asked.max_tokens
-            prompt = self._prompt(self._conversation(asked), tokens, "messages")
-            return Asked(asked, prompt, tokens or self._context - len(prompt))
-        prompt = self._prompt(asked.prompt, asked.max_tokens, "prompt")
-        return Asked(asked, prompt, asked.max_tokens or min(COMPLETION_TOKENS, self._context - len(prompt)))
+        given = parse(kind, body)
+        model = self._catalogue.find(given.model)
+        require_tokens(model, given.logit_bias, "logit_bias")
+        self._require_few(len(given.prompt) if isinstance(given, CompletionRequest) else 1, given.n)
+        if isinstance(given, ChatRequest):
+            tokens = given.max_completion_tokens or given.max_tokens
+            prompt = self._prompt(model, self._conversation(given), tokens, None, "messages")
+            asked = Asked(given, model, [prompt], (given.top_logprobs or 0) if given.logprobs else None, False)
+        else:
+            tokens, usual = given.max_tokens, COMPLETION_TOKENS
+            prompts = [self._prompt(model, prompt, tokens, usual, "prompt") for prompt in given.prompt]
+            asked = Asked(given, model, prompts, given.logprobs, given.echo)
+        self._require_short(asked)
+        return asked
 
-    def _prompt(self, text: str, tokens: int | None, param: str) -> list[int]:
-        """A text as the model reads it, with room for ``tokens`` after it: at least one."""
+    def _prompt(
+        self, model: PreTrainedModel, given: str | list[int], tokens: int | None, usual: int | None, param: str
+    ) -> Prompt:
+        """A prompt as the model reads it, with room for ``tokens`` after it, else for ``usual`` if they fit.
+
+        A text begins a document; token IDs are read as they are.
+        """
+        needed, context = 1 if tokens is None else tokens, model.config.max_position_embeddings
         try:
-            if len(text) > self._longest:  # no need to tokenise it
-                raise TreeringError(
-                    f"The text has more than {self._longest:,} characters; the model's context is {self._context:,} "
-                    "tokens."
-                )
-            return prompt_ids(self._model, self._tokenizer, text, tokens or 1)
+            if isinstance(given, str):
+                if len(given) > self._longest:  # no need to tokenise it
+                    raise TreeringError(
+                        f"The text has more than {self._longest:,} characters; the model's context is {context:,} "
+                        "tokens."
+                    )
+                ids, begin, text = prompt_ids(model, self._tokenizer, given, needed), 1, given
+            else:
+                require_tokens(model, given, param)
+                require_room(model, len(given), needed)
+                ids, begin, text = given, 0, None
         except TreeringError as error:
             raise ApiError(400, str(error), "context_length_exceeded", param) from error
+        left = context - len(ids)
+        return Prompt(ids, begin, text, min(usual or left, left) if tokens is None else tokens)
 
     def _conversation(self, asked: ChatRequest) -> str:
         """The messages as one text, as the chat template lays them out."""
         if not self._tokenizer.chat_template:
             raise ApiError(
-                400, f"{self._name} has no chat template: its tokenizer knows of no conversations. Use /v1/completions."
+                400,
+                f"{self._catalogue.name} has no chat template: its tokenizer knows of no conversations. "
+                "Use /v1/completions.",
             )
         messages = [message.model_dump(exclude_none=True) for message in asked.messages]
         try:
@@ -101,3 +142,45 @@ class Reader:
             return self._renderer.render(messages)
         except (TemplateError, ValueError) as error:  # ValueError: there are several templates and none is the default
             raise ApiError(400, f"The chat template refuses these messages: {error}", param="messages") from error
+
+    def _require_few(self, prompts: int, n: int) -> None:
+        """Raise an ApiError, 400, if more texts are asked for than one request may."""
+        if prompts * n > self._limits.choices:
+            raise ApiError(
+                400,
+                f"{n} choices for each of {prompts:,} prompts are {prompts * n:,} texts; one request may ask for "
+                f"{self._limits.choices:,}.",
+                "invalid_value",
+                "n" if prompts == 1 else "prompt",
+            )
+
+    def _require_short(self, asked: Asked) -> None:
+        """Raise an ApiError, 400, if an answer with its prompts or with log-probabilities might be too long."""
+        if asked.alternatives is None and not asked.echo:
+            return
+        each = 1 + (asked.alternatives or 0)
+        tokens = sum(prompt.room + asked.echo * len(prompt.ids) for prompt in asked.prompts) * asked.parameters.n
+        if tokens * each > self._limits.tokens:
+            raise ApiError(
+                400,
+                f"This answer may have {tokens:,} tokens, with {each - 1} alternatives to each; one may have "
+                f"{self._limits.tokens:,}, alternatives included. Ask for fewer tokens, choices or alternatives.",
+                "invalid_value",
+                "echo" if asked.alternatives is None else "logprobs",
+            )
+
+
+def require_tokens(model: PreTrainedModel, ids: Iterable[int], param: str) -> None:
+    """Refuse tokens that the model does not have.
+
+    Raises:
+        ApiError: 400, there is one; names it.
+    """
+    vocabulary = model.config.vocab_size
+    if beyond := [token for token in ids if token >= vocabulary]:
+        raise ApiError(
+            400,
+            f"{param} names token {beyond[0]}; the model has {vocabulary:,}, from 0 on.",
+            "invalid_value",
+            param,
+        )

@@ -1,7 +1,8 @@
 """What a client may ask for: OpenAI's parameters, with OpenAI's defaults.
 
 A parameter that is not here is refused, and so is a value that the server could only ignore: nobody gets another text
-than the one asked for. Values that change nothing (``n=1``) are accepted, because clients send them unasked.
+than the one asked for. Values that change nothing (``presence_penalty=0``) are accepted, because clients send them
+unasked.
 Everything has a largest size, and of all that is wrong only the first thing is looked for and told.
 """
 
@@ -9,13 +10,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import from_json
 
 from treering.serving.errors import ApiError
 
 STOPS, STOP_CHARACTERS, BIASES, MESSAGES = 4, 1024, 1024, 4096
 """The most stop strings (as at OpenAI's), characters of one, biases and messages of a request."""
+
+CHOICES, COMPLETION_LOGPROBS, CHAT_LOGPROBS = 128, 5, 20
+"""The most choices for one prompt, and alternatives to each token of a completion and of a chat, as at OpenAI's."""
 
 LARGEST = 2**31 - 1
 """The largest number of tokens, and the largest ID of one, that can be asked for."""
@@ -50,7 +54,6 @@ class Parameters(_Object):
     model: Name
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    max_tokens: Tokens | None = None
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, ge=0, le=1)
     frequency_penalty: float = Field(0.0, ge=0, le=2)
@@ -58,7 +61,7 @@ class Parameters(_Object):
     stop: list[Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]] = Field([], max_length=STOPS)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     user: str = ""
-    n: Literal[1] = 1
+    n: int = Field(1, ge=1, le=CHOICES)
     presence_penalty: float = Field(0.0, ge=0, le=0)
 
     @property
@@ -79,17 +82,36 @@ class Parameters(_Object):
         return value
 
 
-class CompletionRequest(Parameters):
-    """The body of ``POST /v1/completions``."""
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(type(i) is int and 0 <= i <= LARGEST for i in value)
 
-    prompt: str = ""
-    best_of: Literal[1] = 1
-    echo: Literal[False] = False
+
+class CompletionRequest(Parameters):
+    """The body of ``POST /v1/completions``.
+
+    ``prompt`` is always a list here: of texts and of token IDs.
+    """
+
+    prompt: list[Any] = [""]
+    max_tokens: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
+    best_of: int | None = None
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=COMPLETION_LOGPROBS)
 
     @field_validator("prompt", mode="before")
     @classmethod
-    def _one_prompt(cls, value: Any) -> Any:
-        return value[0] if isinstance(value, list) and len(value) == 1 else value
+    def _several_prompts(cls, value: Any) -> list[Any]:
+        prompts = value if isinstance(value, list) and not _are_ids(value) else [value]
+        if not prompts or not all(isinstance(prompt, str) or _are_ids(prompt) for prompt in prompts):
+            raise ValueError("give a text, the IDs of its tokens, or a list of texts or of lists of IDs")
+        return prompts
+
+    @field_validator("best_of")
+    @classmethod
+    def _all_of_them(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value not in (None, info.data.get("n")):
+            raise ValueError("as many texts are written as are told: leave it out, or let it be n")
+        return value
 
 
 class Message(_Object):
@@ -112,8 +134,17 @@ class ChatRequest(Parameters):
     """The body of ``POST /v1/chat/completions``."""
 
     messages: list[Message] = Field(min_length=1, max_length=MESSAGES)
+    max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    logprobs: Literal[False] = False
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=CHAT_LOGPROBS)
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _of_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs"):
+            raise ValueError("it asks for alternatives, which need logprobs to be true")
+        return value
 
 
 Asked = TypeVar("Asked", bound=Parameters)

@@ -9,11 +9,11 @@ import logging
 import os
 import socket
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from transformers.utils.import_utils import is_serve_available
 
 from treering import tokenizer as tokenizers
 from treering.composition import load_model
@@ -24,8 +24,11 @@ from treering.location import locate
 if TYPE_CHECKING:
     import uvicorn
 
-    from treering.serving.answers import Served
     from treering.serving.limits import Limits
+    from treering.serving.served import Served
+
+NEEDED = ("starlette", "uvicorn")
+"""Packages that only the server needs."""
 
 GRACE = 5
 """Seconds that open connections have when the server is told to stop."""
@@ -56,9 +59,9 @@ def serve(
         TreeringError: optional packages are missing, the address cannot be listened on, or not without a key, there is
             no such model or rule, no expert can be drawn, or its tokenizer has no separator.
     """
-    if not is_serve_available():
+    if not all(map(find_spec, NEEDED)):
         raise TreeringError("The server needs packages that are not installed: pip install 'treering[serve]'")
-    from treering.serving.answers import Served
+    from treering.serving.served import Served
 
     console = console or Console(stderr=True)
     with contextlib.suppress(KeyboardInterrupt), listen(host, port) as listener:

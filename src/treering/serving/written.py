@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -72,13 +73,18 @@ class Written(BaseStreamer):
 
     Args:
         between: called before each token, and once before the first; what it raises ends the generation.
+
+    Attributes:
+        ids: the tokens so far.
+        starts: for each of them, how many characters come before it. One that is a part of a character, or one of
+            several bytes that are read together, starts where these start.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
         stop: list[str],
-        send: Callable[[str], None],
+        send: Callable[[str], None] = lambda text: None,
         between: Callable[[], None] = lambda: None,
     ) -> None:
         self._tokenizer = tokenizer
@@ -87,7 +93,9 @@ class Written(BaseStreamer):
         self._between = between
         self._prompt_came = False
         self._sent: list[str] = []
+        self._decoded = self._emitted = 0  # characters; of those decoded, some wait for what may be a stop string
         self.ids: list[int] = []
+        self.starts: list[int] = []
         # Only the end of the text is decoded again: what the tokens from _settled on add to those from _context on,
         # which they may lean on (a first word loses the space before it, another does not).
         self._context = self._settled = self._look_again = 0
@@ -97,8 +105,9 @@ class Written(BaseStreamer):
         return "".join(self._sent)
 
     @property
-    def total_tokens(self) -> int:
-        return len(self.ids)
+    def certain(self) -> int:
+        """How many tokens start within the text that is certain."""
+        return bisect_left(self.starts, self._emitted)
 
     def put(self, value: torch.Tensor) -> None:
         """Take the next token [1]; the first call brings the prompt [1, tokens].
@@ -111,6 +120,7 @@ class Written(BaseStreamer):
             self._prompt_came = True
             return
         self.ids += value.tolist()
+        self.starts.append(self._decoded)
         last = str(self._tokenizer.convert_ids_to_tokens(self.ids[-1]))
         if re.fullmatch("<0x..>", last) or not self._decode(self.ids[-1:]):
             return  # bytes are read together, also those on both sides of a token without text
@@ -122,6 +132,9 @@ class Written(BaseStreamer):
         ):  # a character of which a part is still to come; or none, then do not look each time
             self._look_again = len(self.ids) + (len(self.ids) - self._settled) // 8
         elif fresh:
+            if len(self.ids) - self._settled > 1:  # what came before it may be whole characters by now
+                before = self._fresh(len(self.ids) - 1)
+                self.starts[-1] += len(before) if fresh.startswith(before) else 0
             self._context, self._settled = self._settled, len(self.ids)
             self._forward(fresh)
 
@@ -130,14 +143,16 @@ class Written(BaseStreamer):
         self._forward(self._fresh())
         self._emit(self._stop.rest())
 
-    def _fresh(self) -> str:
+    def _fresh(self, end: int | None = None) -> str:
+        """What the tokens from `_settled` on add to the text, up to a certain one."""
         context = self._decode(self.ids[self._context : self._settled])
-        return self._decode(self.ids[self._context :])[len(context) :]
+        return self._decode(self.ids[self._context : end])[len(context) :]
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def _forward(self, text: str) -> None:
+        self._decoded += len(text)
         certain, stopped = self._stop.feed(text)
         self._emit(certain)
         if stopped:
@@ -146,4 +161,15 @@ class Written(BaseStreamer):
     def _emit(self, text: str) -> None:
         if text:
             self._sent.append(text)
+            self._emitted += len(text)
             self._send(text)
+
+
+def laid_out(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> tuple[str, list[int]]:
+    """The text of some tokens, and where in it each of them starts."""
+    written = Written(tokenizer, [])
+    written.put(torch.tensor([ids]))
+    for token in ids:
+        written.put(torch.tensor([token]))
+    written.end()
+    return written.text, written.starts

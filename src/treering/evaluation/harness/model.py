@@ -57,7 +57,9 @@ class TreeringLM(HFLM):
         if isinstance(pretrained, str | os.PathLike):
             tokenizer = tokenizers.load(pretrained, trust_remote_code)
             pretrained = load_model(pretrained, rule=rule, trust_remote_code=trust_remote_code)
-        pretrained.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
+        # lm-eval's own command line asks for "cuda" unless told otherwise, and means it where there is one.
+        device = "cpu" if (device or "cuda").startswith("cuda") and not torch.cuda.is_available() else device or "cuda"
+        pretrained.to(torch.device(device))  # type: ignore[arg-type]
         super().__init__(pretrained, tokenizer=tokenizer, batch_size=batch_size, **kwargs)
 
     def _loglikelihood_tokens(

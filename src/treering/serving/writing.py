@@ -1,0 +1,248 @@
+"""The texts of one request, written one after the other on one thread of the server."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.generation.streamers import BaseStreamer
+
+from treering.composition import ComposedModel, draw
+from treering.serving.forms import Piece, Reason, Usage
+from treering.serving.logprobs import Said, said
+from treering.serving.reading import Asked, Prompt
+from treering.serving.requests import Parameters
+from treering.serving.served import Served
+from treering.serving.written import Stopped, Written, laid_out
+
+LOGITS_AT_ONCE = 2**22
+"""Logits (tokens × vocabulary) that exist at once while a prompt is read: 16 MiB in float32."""
+
+
+class Writing:
+    """Writes what a request asks for: ``n`` choices for each of its prompts.
+
+    One after the other, so that a request takes one turn on the model and has one cache like any other, however many
+    texts it asks for (of a prompt with several choices, what was cached of it is kept beside). What the model says is
+    heard before temperature, bias and penalty.
+
+    Args:
+        tell: called with each piece as soon as it is certain; with the last one, also with the usage.
+        require_reader: raises an exception if nobody waits for the answer any longer.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        asked: Asked,
+        tell: Callable[[Piece, Usage | None], None],
+        require_reader: Callable[[], None],
+    ) -> None:
+        self._served = served
+        self._asked = asked
+        self._tell = tell
+        self._require_reader = require_reader
+
+    def run(self) -> None:
+        """Write all."""
+        prompts, n, written = self._asked.prompts, self._asked.parameters.n, 0
+        for number, prompt in enumerate(prompts):
+            cache, heard = self._read(prompt) if self._is_read_apart(prompt) else (None, [])
+            echo = self._echo(prompt, heard) if self._asked.echo else None
+            for choice in range(n):
+                index, is_last = number * n + choice, (number, choice) == (len(prompts) - 1, n - 1)
+                if echo is not None:
+                    self._tell(replace(echo, index=index), None)
+                begin = len(echo.text) if echo else 0
+                text = _Text(self._served.tokenizer, self._asked, index, begin, self._tell, self._between)
+                own = cache if choice == n - 1 else copy.deepcopy(cache)
+                last = self._write(prompt, text, choice, own)
+                written += len(text.written.ids)
+                usage = Usage(sum(len(prompt.ids) for prompt in prompts), written)
+                self._tell(last, usage if is_last else None)
+
+    @property
+    def _is_drawn(self) -> bool:
+        """Whether each answer is one drawn expert's; what the composition says of it, that expert cannot tell."""
+        model, parameters = self._asked.model, self._asked.parameters
+        return (
+            self._served.alone is not None
+            and isinstance(model, ComposedModel)
+            and model.rule.name == "evidence"
+            and parameters.is_plain_sampling
+            and self._asked.alternatives is None
+        )
+
+    @property
+    def _tells_prompt(self) -> bool:
+        """Whether the answer says what the model said of the prompt."""
+        return self._asked.echo and self._asked.alternatives is not None
+
+    def _is_read_apart(self, prompt: Prompt) -> bool:
+        """Whether a prompt is read before a text is begun: because it is told of, or has several."""
+        return self._tells_prompt or (self._asked.parameters.n > 1 and prompt.room > 0 and not self._is_drawn)
+
+    @torch.no_grad()
+    def _read(self, prompt: Prompt) -> tuple[Cache | None, list[Said]]:
+        """Read all of a prompt but its last token, a piece at a time.
+
+        Returns:
+            What is cached of it, and what the model said of all tokens but the first, if that is to be told.
+        """
+        model: Any = self._asked.model
+        ids = torch.tensor(prompt.ids, device=model.device)
+        cache, heard = None, list[Said]()
+        self._require_reader()
+        with self._served.turns:
+            for piece in filter(len, ids[:-1].split(max(1, LOGITS_AT_ONCE // model.config.vocab_size))):
+                read = model(piece[None], past_key_values=cache, use_cache=True)
+                cache = read.past_key_values
+                if self._asked.echo and self._asked.alternatives is not None:
+                    following = ids[len(heard) + 1 :][: len(piece)]
+                    heard += said(read.logits[0], following, self._asked.alternatives)
+                self._between()
+        return cache, heard
+
+    def _echo(self, prompt: Prompt, heard: list[Said]) -> Piece:
+        """A prompt as the beginning of an answer."""
+        shown = prompt.ids[prompt.begin :]
+        text, starts = laid_out(self._served.tokenizer, shown)
+        text = text if prompt.text is None else prompt.text
+        if self._asked.alternatives is None:
+            return Piece(0, text)
+        tokens = [*map(Said, shown[:1]), *heard[prompt.begin :]]
+        placed = [token._replace(start=min(at, len(text))) for token, at in zip(tokens, starts, strict=True)]
+        return Piece(0, text, placed)
+
+    def _write(self, prompt: Prompt, text: _Text, choice: int, cache: Cache | None) -> Piece:
+        """Write one text; returns the last piece of it."""
+        if not prompt.room:
+            return text.rest("length")
+        asked, model = self._asked.parameters, self._asked.model
+        ids = torch.tensor([prompt.ids], device=model.device)
+        config = generation_config(model, self._served.tokenizer, asked, prompt.room)
+        self._require_reader()
+        try:
+            with self._served.turns:
+                # Here, not where the request came in: the numbers are drawn from a generator that all threads share.
+                torch.seed() if asked.seed is None else torch.manual_seed(seed_of(asked.seed, choice))
+                if self._is_drawn:
+                    draw(model, ids, prompt.room, text, self._served.alone)
+                else:
+                    writer: Any = model if self._asked.alternatives is None else heard_by(text.hear, model)
+                    begun = {} if cache is None else {"past_key_values": cache}
+                    mask = torch.ones_like(ids)
+                    writer.generate(ids, attention_mask=mask, generation_config=config, streamer=text, **begun)
+        except Stopped:
+            return text.rest("stop", is_cut=True)
+        ends = config.eos_token_id
+        ended = text.written.ids[-1] in (ends if isinstance(ends, list) else [ends])
+        return text.rest("stop" if ended else "length")
+
+    def _between(self) -> None:
+        """Between two tokens: see whether to go on, and let another text have its turn."""
+        self._require_reader()
+        if self._served.turns.over():
+            device = self._asked.model.device
+            numbers: Any = torch if device.type == "cpu" else torch.get_device_module(device)
+            state = numbers.get_rng_state()
+            self._served.turns.pass_on()
+            numbers.set_rng_state(state)
+            self._require_reader()
+
+
+class _Text(BaseStreamer):
+    """One text while it is written: what the model says of the next token, which one comes, and what is certain.
+
+    Args:
+        begin: characters before it in the answer.
+        between: see `Written`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        asked: Asked,
+        index: int,
+        begin: int,
+        tell: Callable[[Piece, Usage | None], None],
+        between: Callable[[], None],
+    ) -> None:
+        self.written = Written(tokenizer, asked.parameters.stop, self._send, between)
+        self._alternatives = asked.alternatives
+        self._index, self._begin, self._tell = index, begin, tell
+        self._said: list[Said] = []
+        self._told = 0
+
+    def hear(self, logits: Tensor) -> None:
+        """Take what the model says of the next token [1, position, vocab]."""
+        self._heard = logits[0, -1:]
+
+    def put(self, value: Tensor) -> None:
+        """Take the next token [1]; the first call brings the prompt [1, tokens]."""
+        if self._alternatives is not None and value.dim() == 1:
+            self._said += said(self._heard, value.to(self._heard.device), self._alternatives)
+        self.written.put(value)
+
+    def end(self) -> None:
+        self.written.end()
+
+    def rest(self, reason: Reason, is_cut: bool = False) -> Piece:
+        """The last piece: the tokens without text that are left, unless the text was cut before them."""
+        return Piece(self._index, "", self._until(self._told if is_cut else len(self._said)), reason)
+
+    def _send(self, text: str) -> None:
+        self._tell(Piece(self._index, text, self._until(self.written.certain)), None)
+
+    def _until(self, end: int) -> list[Said] | None:
+        """The tokens up to a certain one that have not been told yet."""
+        if self._alternatives is None:
+            return None
+        begin, self._told = self._told, end
+        starts = self.written.starts[begin:end]
+        return [s._replace(start=self._begin + at) for s, at in zip(self._said[begin:end], starts, strict=True)]
+
+
+def heard_by(hear: Callable[[Tensor], None], model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, on the same modules, with somebody who hears its logits [batch, position, vocab]."""
+    other = copy.copy(model)
+    other._forward_hooks = OrderedDict(model._forward_hooks)
+    other.register_forward_hook(lambda module, inputs, output: hear(output.logits))
+    return other
+
+
+def seed_of(seed: int, choice: int) -> int:
+    """The seed of one of several choices; the first is the one that would be written alone."""
+    return random.Random(f"{seed} {choice}").getrandbits(63) if choice else seed
+
+
+def generation_config(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: Parameters, tokens: int
+) -> GenerationConfig:
+    """The parameters of a request in transformers' terms, over what the model says of itself (such as its end token).
+
+    Args:
+        tokens: how many are written at most.
+    """
+    sampling = asked.temperature >= 1e-5  # colder than that, logits divided by it are no longer finite
+    config = copy.deepcopy(model.generation_config)
+    config.update(
+        max_new_tokens=tokens,
+        max_length=None,
+        num_beams=1,
+        do_sample=sampling,
+        temperature=asked.temperature if sampling else None,
+        top_p=asked.top_p if sampling else None,
+        top_k=0 if sampling else None,  # None would be transformers' 50
+        repetition_penalty=1 + asked.frequency_penalty,
+        sequence_bias={(token,): bias for token, bias in asked.logit_bias.items()} or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return config
