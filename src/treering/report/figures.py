@@ -91,7 +91,7 @@ def arrivals(matrices: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
     axes.set_xticks(range(max(len(matrix) for runs in matrices.values() for matrix in runs.values())))
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure
 
 
