@@ -14,8 +14,9 @@ demo: $(READY)
 demo-pretrained: $(READY) $(SMOLLM2)
 	$(VENV)/bin/treering demo --pretrained $(SMOLLM2) -o runs/demo-pretrained $(DEMO_OPTIONS)
 
+# Two processes with a thread each: on two cores half the time of one, and threads that wait for each other spin.
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
