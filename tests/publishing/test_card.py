@@ -156,3 +156,20 @@ def test_the_command_reads_what_the_eval_commands_write(places, tmp_path):
 def test_whatever_a_strangers_record_holds_there_is_a_card(places, record):
     (places / "zh" / "training.json").write_text(json.dumps({"origin": record, "measured": record, "settings": record}))
     assert MARKER in card(places / "zh")
+
+
+def test_a_strangers_composition_has_to_fit_its_schema(places, tmp_path):
+    compose_directories({name: places / name for name in ("ru", "zh")}, tmp_path / "pair")
+    config = json.loads((tmp_path / "pair" / "config.json").read_text())
+    for experts in (["x"], 5, [{"name": "a", "weight": "heavy"}]):
+        (tmp_path / "pair" / "config.json").write_text(json.dumps(config | {"experts": experts}))
+        with pytest.raises(TreeringError):
+            renew_card(tmp_path / "pair")
+
+
+def test_a_header_that_claims_more_than_its_file_is_refused(places, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text((places / "zh" / "config.json").read_text())
+    (tmp_path / "m" / "model.safetensors").write_bytes((2**31).to_bytes(8, "little") + b"{}")
+    with pytest.raises(TreeringError, match="its header is longer than can be"):
+        card(tmp_path / "m")

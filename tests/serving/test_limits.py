@@ -54,6 +54,12 @@ class Gate:
             closed.set()
             thread.join()
 
+    def let(self, count: int) -> None:
+        """Let some pass, and wait until they have."""
+        self.permits.release(count)
+        while self.passed < count:
+            time.sleep(0.01)
+
     def leave_open(self) -> None:
         self.permits.release(10**6)
 
@@ -298,9 +304,7 @@ def test_stream_that_nobody_reads_lets_others_on(gated, greedy):
     """It asked first and for 60 tokens; one who asks later for 4 has them before it is done."""
     client, gate = gated()
     with ask_for_stream(client, 60):
-        gate.permits.release(2)
-        while gate.passed < 2:
-            time.sleep(0.01)
+        gate.let(2)
         with gate.open():
             other = client.completions.create(model="joined", prompt=PROMPT, temperature=0, max_tokens=4)
         assert other.choices[0].text == greedy(PROMPT, 4)
@@ -312,9 +316,7 @@ def test_request_for_many_texts_lets_others_on(gated, greedy):
     client, gate = gated(parallel=2)
     with ThreadPoolExecutor(1) as pool:
         many = pool.submit(client.completions.create, model="joined", prompt=["x", "y"], n=20, max_tokens=5)
-        gate.permits.release(2)
-        while gate.passed < 2:
-            time.sleep(0.01)
+        gate.let(2)
         with gate.open():
             other = client.completions.create(model="joined", prompt=PROMPT, temperature=0, max_tokens=4)
         assert other.choices[0].text == greedy(PROMPT, 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,9 +42,9 @@ def contents(file: Path) -> str:
         raise TreeringError(f"{what} is not UTF-8 text (byte {error.start:,}). Convert it first.") from error
 
 
-def without_bars() -> None:
-    """Silence the progress bars that libraries draw unless told otherwise; tqdm asks when it is first imported."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
+def listed(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def named(entry: str) -> tuple[str, str]:

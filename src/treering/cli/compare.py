@@ -32,7 +32,6 @@ def compare(
 
     Example: treering compare base=smollm2 joined --data data-ru --data data-en -o compared.html
     """
-    arguments.without_bars()
     import shlex
     import sys
     from dataclasses import asdict
@@ -62,7 +61,7 @@ def compare(
     if len(entries) < 2 or len(entries) < len(models):
         raise TreeringError("Give two models or more, each with a name of its own: NAME=DIR.")
     texts = arguments.texts(text, data, limit)
-    chosen = [name.strip() for name in tasks.split(",") if name.strip()]
+    chosen = arguments.listed(tasks)
     if not texts and not chosen:
         raise TreeringError("Nothing to compare on: give --data DIR, --text NAME=FILE, or --tasks NAME.")
     if chosen:

@@ -185,6 +185,7 @@ def experts_table(experts: Sequence[dict[str, Any]]) -> Table:
     from rich.table import Table
 
     from treering.cli.console import plain
+    from treering.publishing.card import text_licences
 
     table = Table("expert", "weight", "share", "model", "parameters", "origin", "licence", box=None)
     for column in ("trained on", "fingerprint"):
@@ -193,10 +194,7 @@ def experts_table(experts: Sequence[dict[str, Any]]) -> Table:
         training = record.get("training") or {}
         sources = ", ".join(source["name"] for source in (record.get("data") or {}).get("sources", []))
         read = training.get("measured", {}).get("tokens")
-        texts = [
-            (source.get("source") or {}).get("licence") for source in (record.get("data") or {}).get("sources", [])
-        ]
-        of_text = ", ".join(dict.fromkeys(str(licence) for licence in texts if licence))
+        of_text = ", ".join(text_licences(record))
         cells = (
             record["name"],
             f"{record['weight']:g}",

@@ -177,7 +177,6 @@ def tasks(
 
     Example: treering eval tasks expert=expert-ru joined --tasks arc_easy,boolq --limit 100
     """
-    arguments.without_bars()
     from rich import print_json
 
     from treering.cli.console import progress, results
@@ -186,7 +185,7 @@ def tasks(
     from treering.tokenizer import load
 
     require_lm_eval()
-    chosen = [name.strip() for name in tasks.split(",") if name.strip()]
+    chosen = arguments.listed(tasks)
     console = progress()
     rows: list[TaskScore] = []
     for entry in models:
@@ -217,7 +216,6 @@ def paper(
 
     Example: treering eval paper joined --exams paper_mmlu,paper_squad --like best_bvv_moe
     """
-    arguments.without_bars()
     from rich import print_json
 
     from treering.cli.console import progress, results
@@ -227,7 +225,7 @@ def paper(
     from treering.tokenizer import load
 
     require_lm_eval()
-    chosen = [name.strip() for name in exams.split(",") if name.strip()] or list(EXAMS)
+    chosen = arguments.listed(exams) or list(EXAMS)
     rows: list[PaperScore] = []
     for entry in models:
         name, path = arguments.named(entry)

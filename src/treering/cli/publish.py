@@ -59,6 +59,7 @@ def publish(
     from treering.errors import TreeringError
     from treering.publishing import prepare_publication
     from treering.publishing import publish as send
+    from treering.publishing.leaks import told
 
     out = results()
     if upload:
@@ -73,9 +74,9 @@ def publish(
             table.add_row(plain(name), decimal(size))
         out.print(table)
     if found.leaks:
-        told = "\n".join(f"  {leak.where} {leak.what}" for leak in found.leaks)
         raise TreeringError(
-            f"More than the model would leave the house:\n{told}\nTake it away; --shorten-paths shortens paths."
+            f"More than the model would leave the house:\n{told(found.leaks)}\n"
+            "Take it away; --shorten-paths shortens paths."
         )
     if not json:
         total = decimal(sum(found.files.values()))

@@ -19,6 +19,7 @@ from treering.composition.loading import gguf_config, read_composition, require_
 from treering.composition.provenance import provenance
 from treering.errors import TreeringError
 from treering.gguf import is_gguf, require_gguf
+from treering.headers import header
 from treering.location import locate
 from treering.reading import printable
 
@@ -86,7 +87,7 @@ def _shape(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _size(files: list[Path]) -> dict[str, Any]:
-    tensors = [tensor for file in files for tensor in layout.header(file).values()]
+    tensors = [tensor for file in files for tensor in header(file).values()]
     return {
         "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors),
         "precisions": sorted({tensor["dtype"] for tensor in tensors}),

@@ -40,6 +40,7 @@ from treering.composition.rules import rule as parse_rule
 from treering.composition.saving import stored
 from treering.errors import TreeringError
 from treering.gguf import is_gguf
+from treering.headers import parameter_count
 from treering.location import locate
 from treering.output import explain_full_disk, link_or_copy, replaced_directory, require_new, staged_directory
 from treering.publishing.card import README, is_written, stated_licence, write_card
@@ -228,7 +229,7 @@ def list_experts(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for record in config.experts:
         own, name = expert_config(record), record["name"]
         alone = places[name].own  # else all that it is made of belongs to others, too
-        parameters = layout.parameter_count(Path(directory) / layout.expert_file(name)) if alone else 0
+        parameters = parameter_count(Path(directory) / layout.expert_file(name)) if alone else 0
         shape = {"family": own.model_type, "layers": own.num_hidden_layers, "width": own.hidden_size}
         size = {"share": record["weight"] / total, "parameters": parameters}
         experts.append(record | shape | size)

@@ -24,6 +24,7 @@ from treering.composition.rules import rule as parse_rule
 from treering.composition.schema import MOST_CONFIGURATION, check_fields
 from treering.errors import TreeringError
 from treering.gguf import is_gguf, require_gguf
+from treering.headers import header
 from treering.location import file_of, locate
 from treering.output import recover
 from treering.reading import printable, read_json
@@ -91,7 +92,7 @@ def _from_safetensors(place: str, dtype: Any, trust_remote_code: bool) -> Any:
         read_composition(files[0].parent)
     # Packed weights hold up to sixteen numbers in one.
     packed = 16 if "quantization_config" in config else 1
-    sizes = [packed * math.prod(tensor["shape"]) for file in files for tensor in layout.header(file).values()]
+    sizes = [packed * math.prod(tensor["shape"]) for file in files for tensor in header(file).values()]
     with no_larger_than(sizes, place):
         return AutoModelForCausalLM.from_pretrained(
             place,

@@ -5,16 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard
-
 from treering.composition.schema import Training, check
 from treering.errors import TreeringError
 from treering.location import file_of
-from treering.reading import inside, printable, read_json
+from treering.publishing.card import front_matter
+from treering.reading import inside, read_json
 
-MOST_CARD = 2**20
-"""Bytes of a model card that is read."""
 MOST_LICENCE = 200
 """Characters of a licence's name."""
 
@@ -50,16 +46,7 @@ def _licence(place: str) -> str | None:
     path = _file(place, "README.md")
     if path is None:
         return None
-    try:
-        with path.open("rb") as file:
-            text = file.read(MOST_CARD + 1).decode("utf-8")
-        if len(text) > MOST_CARD:
-            raise ValueError(f"it is longer than {MOST_CARD >> 20} MiB")
-        named = ModelCard(text, ignore_metadata_errors=True).data.get("license")
-    except (AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise TreeringError(
-            f"The model card {path} cannot be read: {printable(str(error))}\nMend its front matter."
-        ) from None
+    named = front_matter(path).get("license")
     names = named if isinstance(named, list) else [] if named is None else [named]
     if not all(isinstance(name, str) and len(name) <= MOST_LICENCE for name in names):
         raise TreeringError(f"The model card {path} names a licence that is no name. Mend its front matter.")

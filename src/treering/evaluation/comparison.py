@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -101,22 +101,14 @@ def compare(found: Mapping[str, Mapping[Subject, Found]], seed: int = 0) -> Comp
     return Comparison(cells, pairs)
 
 
-def best(cells: Sequence[Cell]) -> dict[tuple[str, str], float]:
-    """The best value of each subject and measure."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for cell in cells:
-        values.setdefault((cell["subject"], cell["measure"]), []).append(cell["value"])
-    return {key: min(own) if key[1] == BITS else max(own) for key, own in values.items()}
-
-
 def goodness(cells: Sequence[Cell]) -> dict[tuple[str, str, str], float]:
     """How good each model is on a subject by a measure, from 0, the worst there, to 1, the best."""
     found: dict[tuple[str, str, str], float] = {}
     for (subject, measure), own in by_subject(cells).items():
         values = [-cell["value"] if measure == BITS else cell["value"] for cell in own]
-        spread = (max(values) - min(values)) or 1.0
+        width = (max(values) - min(values)) or 1.0
         found |= {
-            (cell["model"], subject, measure): 1 - (max(values) - value) / spread
+            (cell["model"], subject, measure): 1 - (max(values) - value) / width
             for cell, value in zip(own, values, strict=True)
         }
     return found
@@ -124,21 +116,31 @@ def goodness(cells: Sequence[Cell]) -> dict[tuple[str, str, str], float]:
 
 def as_comparison_tables(comparison: Comparison) -> tuple[Table, Table]:
     """Models by subjects, the best in bold; and who beats whom."""
-    models = list(dict.fromkeys(cell["model"] for cell in comparison.cells))
-    values = Table("", "measure", "n", *models, box=None)
+    values = Table("", "measure", "n", *_models(comparison), box=None)
     for column in values.columns[2:]:
         column.justify = "right"
-    top = best(comparison.cells)
-    for (subject, measure), own in by_subject(comparison.cells).items():
-        shown = []
-        for cell in own:
-            text = f"{cell['value']:.3f}{spread(cell['low'], cell['high'], cell['count'])}"
-            shown.append(f"[bold]{text}[/]" if cell["value"] == top[subject, measure] else text)
-        values.add_row(subject, measure, f"{own[0]['count']:,}", *shown)
+    for row in _values(comparison, "[bold]{}[/]"):
+        values.add_row(*row)
     verdicts = Table("", "measure", "difference", "95% interval", "", box=None)
     for pair in comparison.pairs:
         verdicts.add_row(pair["subject"], pair["measure"], *told(pair), sentence(pair))
     return values, verdicts
+
+
+def _models(comparison: Comparison) -> list[str]:
+    return list(dict.fromkeys(cell["model"] for cell in comparison.cells))
+
+
+def _values(comparison: Comparison, best: str) -> Iterator[list[str]]:
+    """Subject, measure, number, and each model's value with its interval; ``best`` is how the best ones are shown."""
+    good = goodness(comparison.cells)
+    for (subject, measure), own in by_subject(comparison.cells).items():
+        shown = [f"{cell['value']:.3f}{spread(cell['low'], cell['high'], cell['count'])}" for cell in own]
+        marked = [
+            best.format(text) if good[cell["model"], subject, measure] == 1 else text
+            for cell, text in zip(own, shown, strict=True)
+        ]
+        yield [subject, measure, f"{own[0]['count']:,}", *marked]
 
 
 def sentence(pair: Pair) -> str:
@@ -151,15 +153,9 @@ def sentence(pair: Pair) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """Both tables in Markdown."""
-    models = list(dict.fromkeys(cell["model"] for cell in comparison.cells))
-    top = best(comparison.cells)
+    models = _models(comparison)
     lines = ["| | measure | n | " + " | ".join(map(_escaped, models)) + " |", "|---|---|---|" + "---|" * len(models)]
-    for (subject, measure), own in by_subject(comparison.cells).items():
-        shown = []
-        for cell in own:
-            text = f"{cell['value']:.3f}{spread(cell['low'], cell['high'], cell['count'])}"
-            shown.append(f"**{text}**" if cell["value"] == top[subject, measure] else text)
-        lines.append(f"| {_escaped(subject)} | {measure} | {own[0]['count']:,} | " + " | ".join(shown) + " |")
+    lines += [f"| {_escaped(subject)} | {' | '.join(row)} |" for subject, *row in _values(comparison, "**{}**")]
     lines += ["", "| | measure | difference | 95% interval | |", "|---|---|---|---|---|"]
     for pair in comparison.pairs:
         columns = [_escaped(pair["subject"]), pair["measure"], *told(pair), _escaped(sentence(pair))]

@@ -251,18 +251,21 @@ def as_brief_table(costs: Sequence[StageCost]) -> Table:
     for name in ("tokens", "total", "trained", "at once", "MiB", "TFLOPs"):
         table.add_column(name, justify="right", no_wrap=True)
     for cost in costs:
-        stage = cost.step.stage
         table.add_row(
-            f"{cost.step.number}",
-            f"{cost.step.depth}",
-            blocks_text(stage.new) or "–",
-            trained_text(stage) or "–",
-            stage.start if stage.new else "–",
+            *_place(cost),
             *(_brief(number) for number in (cost.tokens, cost.total, cost.trained, cost.active)),
             f"{cost.optimiser + cost.gradients:,.0f}",
             f"{cost.flops / 1e12:,.1f}",
         )
     return table
+
+
+def _place(cost: StageCost) -> tuple[str, ...]:
+    """Which stage it is, how deep, what is new, what trains, and how the new begins."""
+    stage = cost.step.stage
+    begins = stage.start if stage.new else "–"
+    named = blocks_text(stage.new) or "–", trained_text(stage) or "–"
+    return f"{cost.step.number}", f"{cost.step.depth}", *named, begins
 
 
 def _brief(number: float) -> str:
@@ -279,13 +282,8 @@ def as_table(costs: Sequence[StageCost]) -> Table:
     for name in ("tokens", "total", "frozen", "train", "at once", "Adam MiB", "gradients MiB", "TFLOPs"):
         table.add_column(name, justify="right", overflow="fold")
     for cost in costs:
-        stage = cost.step.stage
         table.add_row(
-            f"{cost.step.number}",
-            f"{cost.step.depth}",
-            blocks_text(stage.new) or "–",
-            trained_text(stage) or "–",
-            stage.start if stage.new else "–",
+            *_place(cost),
             *(f"{number:,}" for number in (cost.tokens, cost.total, cost.frozen, cost.trained, cost.active)),
             f"{cost.optimiser:,.1f}" + (f" + {cost.optimiser_host:,.1f} host" if cost.optimiser_host else ""),
             f"{cost.gradients:,.1f}",

@@ -8,16 +8,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
-from operator import mul
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from safetensors import SafetensorError, safe_open
 
 from treering.errors import TreeringError
+from treering.headers import parameter_count
 from treering.output import write_file
 from treering.reading import inside, printable, read_json
 
@@ -43,9 +42,35 @@ LICENCES = frozenset(
 """Names that the hub knows."""
 
 
+def front_matter(path: Path) -> dict[str, Any]:
+    """What a model card tells machines.
+
+    Raises:
+        TreeringError: it cannot be read; says why.
+    """
+    try:
+        text = _text(path)
+        return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise TreeringError(
+            f"The model card {path} cannot be read: {printable(str(error))}\nMend its front matter."
+        ) from None
+
+
+def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        text = file.read(MOST_CARD + 1).decode("utf-8")
+    if len(text) > MOST_CARD:
+        raise ValueError(f"it is longer than {MOST_CARD >> 20} MiB")
+    return text
+
+
 def is_written(path: Path) -> bool:
     """Whether a card is there, and Treering's own."""
-    return path.is_file() and MARKER in _text(path)
+    if not path.is_file():
+        return False
+    with inside(path.parent, path.name).open("rb") as file:
+        return MARKER.encode() in file.read(MOST_CARD)
 
 
 def stated_licence(directory: str | os.PathLike[str]) -> str | None:
@@ -55,7 +80,7 @@ def stated_licence(directory: str | os.PathLike[str]) -> str | None:
         TreeringError: the card cannot be read.
     """
     path = Path(directory) / README
-    data = _data(_text(path), path) if is_written(path) else {}
+    data = front_matter(path) if is_written(path) else {}
     return data.get("license_name") or data.get("license")
 
 
@@ -102,7 +127,7 @@ def renewed(
     """The card of a model with what its card of ours stated, where nothing else is given; see `card`."""
     path = Path(directory) / README
     if scores is None and is_written(path):
-        scores = _data(_text(path), path).get("treering_scores")
+        scores = front_matter(path).get("treering_scores")
     return card(directory, licence or stated_licence(directory), scores or [], name)
 
 
@@ -126,6 +151,11 @@ def card(
     if not (directory / "config.json").is_file():
         raise TreeringError(f"{directory} holds no model: there is no config.json.")
     config = _object(directory / "config.json")
+    if config.get("experts"):
+        # Not above: what makes compositions writes their cards.
+        from treering.composition.loading import read_composition
+
+        read_composition(directory)  # a stranger's has to fit its schema
     training = _object(inside(directory, "training.json")) if (directory / "training.json").exists() else {}
     experts = config.get("experts") or []
     told = [_within(training, "origin"), *(record for record in experts if isinstance(record, Mapping))]
@@ -234,7 +264,7 @@ def parameters(directory: Path) -> int:
     Raises:
         TreeringError: a file is damaged.
     """
-    return sum(_numbers(path) for path in sorted(directory.glob("*.safetensors")))
+    return sum(map(parameter_count, sorted(directory.glob("*.safetensors"))))
 
 
 def _use(kind: str, name: str) -> str:
@@ -291,6 +321,12 @@ def _sources(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [source for source in found if isinstance(source, Mapping)] if isinstance(found, list) else []
 
 
+def text_licences(record: Mapping[str, Any]) -> list[str]:
+    """What is stated of the text that an expert read, by its record; each licence once."""
+    stated = (_within(source, "source").get("licence") for source in _sources(record))
+    return list(dict.fromkeys(printable(str(licence)) for licence in stated if licence))
+
+
 def _source(source: Mapping[str, Any]) -> dict[str, str]:
     own = _within(source, "source")
     path, name = str(own.get("path") or ""), str(source.get("name"))
@@ -306,22 +342,14 @@ def _source(source: Mapping[str, Any]) -> dict[str, str]:
 def _expert(record: Mapping[str, Any], experts: Sequence[Mapping[str, Any]], directory: Path) -> dict[str, str]:
     total = sum(float(other.get("weight") or 0) for other in experts) or 1.0
     own, origin = directory / f"expert-{record.get('name')}.safetensors", str(record.get("origin") or "")
-    stated = ", ".join(dict.fromkeys(_source(source)["licence"] for source in _sources(record)))
+    stated = ", ".join(text_licences(record))
     return {
         "name": printable(str(record.get("name"))),
         "share": f"{float(record.get('weight') or 0) / total:.1%}",
-        "parameters": f"{_numbers(own):,} of its own" if own.exists() else "shared",
+        "parameters": f"{parameter_count(own):,} of its own" if own.exists() else "shared",
         "origin": printable(origin) if re.fullmatch(r"[\w.-]+/[\w.-]+", origin) else "a directory",
         "licence": printable(str(record.get("licence") or (f"text: {stated}" if stated else "not stated"))),
     }
-
-
-def _numbers(path: Path) -> int:
-    try:
-        with safe_open(path, "np") as file:
-            return sum(reduce(mul, file.get_slice(name).get_shape(), 1) for name in file.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise TreeringError(f"{path} is damaged: {printable(str(error))}. Copy it again.") from None
 
 
 def _score(row: Mapping[str, Any]) -> dict[str, str]:
@@ -395,20 +423,3 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TreeringError(f"{path} is damaged: it holds no fields. Copy it again.")
     return values
-
-
-def _text(path: Path) -> str:
-    own = inside(path.parent, path.name)
-    if own.stat().st_size > MOST_CARD:
-        raise TreeringError(f"{path} has more than {MOST_CARD >> 20} MiB, which no model card has.")
-    return own.read_text(encoding="utf-8", errors="replace")
-
-
-def _data(text: str, path: Path) -> dict[str, Any]:
-    try:
-        return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())
-    except Exception as error:  # yaml and huggingface_hub each raise their own
-        raise TreeringError(
-            f"The front matter of {path} cannot be read: {printable(str(error))}\nMend it, or remove the file to have "
-            "it written anew."
-        ) from None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from treering.reading import printable
 
 PARTS = (
     "README.md", "LICENSE*", "NOTICE*", "config.json", "generation_config.json", "*.safetensors",
@@ -54,6 +56,11 @@ class Leak:
     where: str
     what: str
     kind: str
+
+
+def told(found: Sequence[Leak]) -> str:
+    """What would leak, a line for each."""
+    return "\n".join(f"  {printable(leak.where)} {printable(leak.what)}" for leak in found)
 
 
 def leaks(directory: str | os.PathLike[str]) -> list[Leak]:

@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from treering.errors import TreeringError
 from treering.output import link_or_copy, write_file
 from treering.publishing.card import README, is_written, renewed, write_card
-from treering.publishing.leaks import Leak, files, leaks, shorten
+from treering.publishing.leaks import Leak, files, leaks, shorten, told
 from treering.reading import printable
 
 
@@ -40,17 +40,8 @@ def prepare_publication(directory: str | os.PathLike[str], repository: str, shor
     Raises:
         TreeringError: there is no model, or the repository cannot have such a name.
     """
-    root = Path(directory)
-    if not (root / "config.json").is_file():
-        raise TreeringError(f"{directory} holds no model: there is no config.json.")
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise TreeringError(f"{printable(repository)} cannot be a repository: {error}") from None
-    write_card(root)
-    with _prepared(root, repository, shorten_paths) as staged:
-        sizes = {path.relative_to(staged).as_posix(): path.stat().st_size for path in files(staged)}
-        return Publication(repository, sizes, leaks(staged))
+    with _prepared(Path(directory), repository, shorten_paths) as staged:
+        return _publication(staged, repository)
 
 
 def publish(
@@ -72,15 +63,13 @@ def publish(
         TreeringError: something would leak, the card is not what the hub takes, or the hub refuses or cannot be
             reached.
     """
-    found = prepare_publication(directory, repository, shorten_paths)
-    if found.leaks:
-        told = "\n".join(f"  {printable(leak.where)} {printable(leak.what)}" for leak in found.leaks[:20])
-        raise TreeringError(
-            f"{directory} was not published, as more than the model would leave the house:\n{told}\nTake it away; "
-            "paths are shortened with --shorten-paths."
-        )
     api = api or HfApi()
     with _prepared(Path(directory), repository, shorten_paths) as staged:
+        if found := _publication(staged, repository).leaks:
+            raise TreeringError(
+                f"{directory} was not published, as more than the model would leave the house:\n{told(found)}\n"
+                "Take it away; paths are shortened with --shorten-paths."
+            )
         try:
             ModelCard.load(staged / README).validate()
             api.create_repo(repository, private=not public, exist_ok=True)
@@ -93,9 +82,21 @@ def publish(
     return f"https://huggingface.co/{repository}"
 
 
+def _publication(staged: Path, repository: str) -> Publication:
+    sizes = {path.relative_to(staged).as_posix(): path.stat().st_size for path in files(staged)}
+    return Publication(repository, sizes, leaks(staged))
+
+
 @contextmanager
 def _prepared(root: Path, repository: str, shorten_paths: bool) -> Iterator[Path]:
     """The files to publish in a directory of their own: a card of ours under the repository's name, short paths."""
+    if not (root / "config.json").is_file():
+        raise TreeringError(f"{root} holds no model: there is no config.json.")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise TreeringError(f"{printable(repository)} cannot be a repository: {error}") from None
+    write_card(root)
     with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.publish-") as scratch:
         staged = Path(scratch)
         for path in files(root):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 
 from treering import __version__
-from treering.evaluation.comparison import Comparison, best, by_subject, goodness, sentence, told
+from treering.evaluation.comparison import Comparison, by_subject, goodness, sentence, told
 from treering.report.figures import as_svg, heat_map
 from treering.report.page import render
 
@@ -17,7 +17,7 @@ def comparison_page(comparison: Comparison, command: str) -> str:
         command: that makes it again.
     """
     models = list(dict.fromkeys(cell["model"] for cell in comparison.cells))
-    subjects, top, good = by_subject(comparison.cells), best(comparison.cells), goodness(comparison.cells)
+    subjects, good = by_subject(comparison.cells), goodness(comparison.cells)
     known = sum(pair["better"] != "unknown" for pair in comparison.pairs)
     names = [subject if measure == "bits per byte" else f"{subject}, {measure}" for subject, measure in subjects]
     figure = heat_map(
@@ -45,7 +45,7 @@ def comparison_page(comparison: Comparison, command: str) -> str:
                     {
                         "value": f"{cell['value']:.3f}",
                         "interval": f"{cell['low']:.3f} … {cell['high']:.3f}",
-                        "best": cell["value"] == top[subject, measure],
+                        "best": good[cell["model"], subject, measure] == 1,
                     }
                     for cell in own
                 ],

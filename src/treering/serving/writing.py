@@ -104,9 +104,9 @@ class Writing:
             for piece in filter(len, ids[:-1].split(max(1, LOGITS_AT_ONCE // model.config.vocab_size))):
                 read = model(piece[None], past_key_values=cache, use_cache=True)
                 cache = read.past_key_values
-                if self._asked.echo and self._asked.alternatives is not None:
+                if self._tells_prompt:
                     following = ids[len(heard) + 1 :][: len(piece)]
-                    heard += said(read.logits[0], following, self._asked.alternatives)
+                    heard += said(read.logits[0], following, self._asked.alternatives or 0)
                 self._between()
         return cache, heard
 

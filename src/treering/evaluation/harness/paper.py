@@ -24,7 +24,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.errors import TreeringError
-from treering.evaluation.harness.tasks import inside
+from treering.evaluation.harness.tasks import inside, unavailable
 from treering.reading import printable
 from treering.tokenizer import encode, separator
 
@@ -303,11 +303,7 @@ def _rows(exam: str, own: Exam, data: str | os.PathLike[str] | None) -> list[Row
             loaded = datasets.load_dataset(path, configuration, split=split)
         rows = [row for row in loaded if own.ask(row) is not None]
     except Exception as error:  # datasets, the hub and httpx each raise their own
-        told = [*str(error).splitlines(), type(error).__name__][0]
-        raise TreeringError(
-            f"The questions of {exam}, {path}, cannot be had: {printable(told, 300)}\nWithout a network, fetch them "
-            f"elsewhere, hf download --repo-type dataset {path} --local-dir DIR/{path}, and give --data DIR."
-        ) from error
+        raise unavailable(exam, error, path) from error
     if not rows:
         raise TreeringError(f"{path} has no row that {exam} could ask.")
     return rows

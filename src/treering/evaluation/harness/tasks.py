@@ -163,12 +163,16 @@ def _loaded(manager: Any, spec: str | dict[str, Any]) -> Any:
     try:
         return manager._load_spec(spec)
     except Exception as error:  # datasets, the hub and httpx each raise their own
-        name, told = spec if isinstance(spec, str) else spec["task"], [*str(error).splitlines(), type(error).__name__]
-        raise TreeringError(
-            f"The questions of {name} cannot be had: {printable(told[0], 300)}\n"
-            "Without a network, fetch them elsewhere, hf download --repo-type dataset ORGANISATION/NAME --local-dir "
-            "DIR/ORGANISATION/NAME, and give --data DIR."
-        ) from error
+        raise unavailable(spec if isinstance(spec, str) else spec["task"], error) from error
+
+
+def unavailable(name: str, error: Exception, place: str = "ORGANISATION/NAME") -> TreeringError:
+    """What to say where the questions of a task, which lie at a ``place`` of the hub, cannot be had."""
+    told = [*str(error).splitlines(), type(error).__name__]
+    return TreeringError(
+        f"The questions of {name} cannot be had: {printable(told[0], 300)}\nWithout a network, fetch them elsewhere, "
+        f"hf download --repo-type dataset {place} --local-dir DIR/{place}, and give --data DIR."
+    )
 
 
 def _rows(name: str, results: Mapping[str, Any]) -> list[TaskScore]:
