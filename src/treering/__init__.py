@@ -5,8 +5,9 @@ The names below are imported when they are first used, so that ``treering --help
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from treering.lazy import attributes
 
 if TYPE_CHECKING:
     from treering.backbone import PRESETS as PRESETS
@@ -40,11 +41,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'treering' has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(f"treering.{module}"), attribute or name)
+__getattr__ = attributes("treering", _HOMES)
 
 
 def __dir__() -> list[str]:

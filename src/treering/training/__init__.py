@@ -5,8 +5,9 @@ The names below are imported when they are first used: who measures needs the lo
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from treering.lazy import attributes
 
 if TYPE_CHECKING:
     from treering.training.expert import Backbone, ExpertRecipe, train_expert
@@ -24,8 +25,4 @@ _HOMES = {
     "train_expert": "expert",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'treering.training' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"treering.training.{_HOMES[name]}"), name)
+__getattr__ = attributes("treering.training", _HOMES)
