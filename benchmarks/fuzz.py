@@ -331,12 +331,17 @@ def changed(rng: random.Random, reader: Reader) -> Case:
 
 def readers(place: Path) -> dict[str, Callable[[], Reader]]:
     """All that are tried, by name; each makes what it begins with in ``place`` when it is wanted."""
+    from treering.composition import describe as describe_model
     from treering.composition.directory import load_model, read_composition
     from treering.corpus import Corpus, CorpusRecipe, Source, read_documents
+    from treering.errors import TreeringError
+    from treering.evaluation.harness.bigbench import task
     from treering.growth import GrowthRecipe
     from treering.growth.plan import steps
     from treering.growth.recipe import as_plan
     from treering.growth.study import StudyRecipe
+    from treering.publishing.card import renewed
+    from treering.publishing.leaks import leaks
     from treering.recipe import load_recipe
     from treering.seal import damage
     from treering.substrate import load as load_substrate
@@ -380,6 +385,19 @@ def readers(place: Path) -> dict[str, Callable[[], Reader]]:
         read_composition(directory)
         load_model(directory)
 
+    def question_set(directory: Path) -> None:
+        task("bigbench_set", directory / "task.json")
+
+    def told(directory: Path) -> None:
+        refused = None
+        for tell in (describe_model, leaks, renewed):  # each on its own
+            try:
+                tell(directory)
+            except TreeringError as error:
+                refused = refused or error
+        if refused:
+            raise refused
+
     import zstandard
 
     made = _Made(place)
@@ -389,6 +407,9 @@ def readers(place: Path) -> dict[str, Callable[[], Reader]]:
         "recipe (study)": lambda: recipe(StudyRecipe, *STUDY),
         "recipe (corpus)": lambda: recipe(CorpusRecipe, *CORPUS),
         "JSON lines": lambda: documents("a.jsonl", [LINES, PARAGRAPHS]),
+        "JSON array": lambda: documents("a.json", [ARRAY, b"[]", ARRAY.replace(b",", b" ,\n\t")]),
+        "CSV": lambda: documents("a.csv", [ROWS, ROWS.replace(b"\n", b"\r\n")], change_bytes),
+        "TSV": lambda: documents("a.tsv", [ROWS.replace(b",", b"\t")], change_bytes),
         "text": lambda: documents("a.txt", [TEXT, TEXT.replace(b"\n", b"\r\n"), "слово\n".encode() * 50], change_bytes),
         "gz": lambda: packed(".gz", gzip.compress),
         "bz2": lambda: packed(".bz2", bz2.compress),
@@ -400,6 +421,8 @@ def readers(place: Path) -> dict[str, Callable[[], Reader]]:
         "tokenizer": lambda: Reader(load_tokenizer, [made.tokenizer()], change_by_name),
         "seal": lambda: Reader(damage, [made.sealed()], change_by_name, python=True),
         "composition": lambda: Reader(composed, made.compositions(), change_by_name),
+        "question set": lambda: Reader(question_set, [{"task.json": asked} for asked in QUESTIONS], change_json),
+        "model told": lambda: Reader(told, made.models(), change_by_name),
     }
 
 
@@ -413,6 +436,22 @@ LINES = b"".join(
     )
 )
 PARAGRAPHS = b'{"id": "x", "paragraphs": [{"text": "a"}, {"text": "b"}]}\n' * 3
+ARRAY = b"[" + b", ".join(LINES.splitlines()) + b"]"
+ROWS = 'id,text,more\na,"Ёлка, и\n""снег""",1\n7,word word word,\n,"no id",x\n'.encode()
+QUESTIONS = (
+    json.dumps(
+        {
+            "name": "animals",
+            "examples": [{"input": "A cat is", "target_scores": {"an animal": 1, "a plant": 0}}] * 3,
+            "task_prefix": "Say what it is.\n",
+            "append_choices_to_input": False,
+            "metrics": ["multiple_choice_grade"],
+        }
+    ).encode(),
+    json.dumps(
+        {"name": "sums", "examples": [{"input": "1 + 1", "target": ["2", "two"]}, {"input": "", "target": "0"}]}
+    ).encode(),
+)
 TEXT = ("A line of text.\n" * 20 + "\n" + "Другая строка.\n" * 10).encode()
 TRAINING = """
 training:
@@ -534,6 +573,30 @@ class _Made:
         assert any(name.startswith("trunk-") for name in case)
         # What decides most is changed as often as all tokenizers together.
         return [case, {name: found for name, found in case.items() if "token" not in name or name == "tokenizer.json"}]
+
+    def models(self) -> list[Case]:
+        """Compositions, and before them an expert with a record of its training and a card with scores."""
+        compositions, directory = self.compositions(), self.place / "ru"
+        source = {"name": "ru", "source": {"path": "embedded:ru", "licence": "MPL-2.0"}, "used_documents": 12}
+        record = {
+            "origin": {"data": {"sources": [source], "tokenizer": {"separator": "</s>"}}, "sources": ["ru"]},
+            "settings": {"learning_rate": 0.003, "schedule": "cosine", "warmup": 0.1, "precision": "float32"},
+            "measured": {"tokens": 100_000, "validation_bits_per_byte": 1.25},
+        }
+        (directory / "training.json").write_text(json.dumps(record))
+        from treering.publishing.card import renew_card
+
+        bits = {
+            "model": "ru",
+            "text": "ru",
+            "documents": 5,
+            "bytes": 900,
+            "bits_per_byte": 1.2,
+            "low": 1.1,
+            "high": 1.3,
+        }
+        renew_card(directory, "mit", [bits])
+        return [_case(directory), *compositions]
 
     def sealed(self) -> Case:
         from treering.seal import seal

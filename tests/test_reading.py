@@ -63,6 +63,9 @@ def test_json_that_costs_more_than_it_may_is_refused(tmp_path):
         read_json(path)
     with pytest.raises(TreeringError, match="is missing"):
         read_json(tmp_path / "file.json" / "below")
+    os.mkfifo(tmp_path / "pipe")  # opened, it would wait for somebody who writes
+    with pytest.raises(TreeringError, match="is missing"):
+        read_json(tmp_path / "pipe")
 
 
 def test_what_is_shown_cannot_act_on_a_terminal():

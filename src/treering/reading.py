@@ -58,13 +58,12 @@ def read_json(path: Path, most: int = MOST_JSON) -> Any:
     """The content of a JSON file of at most ``most`` bytes.
 
     Raises:
-        TreeringError: it is not there, larger, not JSON in UTF-8, or nested too deeply.
+        TreeringError: it is not there, no ordinary file, larger, not JSON in UTF-8, or nested too deeply.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise TreeringError(f"{path} is missing. Copy it again from where it came from.") from None
+    if not path.is_file():  # to read from a pipe would be to wait for ever
+        raise TreeringError(f"{path} is missing. Copy it again from where it came from.")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
     if len(content) > most:
         raise TreeringError(f"{path} is larger than {most >> 20:,} MiB, which no honest file of its kind is.")
     try:

@@ -281,6 +281,14 @@ def test_what_is_wrong_is_one_message(folder, monkeypatch, capsys, fields, messa
     assert not list(folder.glob("out*"))
 
 
+def test_a_corpus_of_another_tokenizer_is_told_before_anything_is_shown(folder, pages, monkeypatch, capsys):
+    (folder / "pages.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in pages["en"]))
+    other = tokenizers.train({"en": pages["en"]}, 400)
+    treering.prepare([folder / "pages.jsonl"], other, folder / "other", block_size=32)
+    said = refused(monkeypatch, capsys, write(folder, data=str(folder / "other")), "--dry-run")
+    assert "the same IDs would mean other text" in said.replace("\n", " "), said
+
+
 def test_a_checkpoint_of_another_depth_than_the_plan_continues(folder, monkeypatch, capsys):
     plan = {"stages": [{"new": "5", "share": 1.0}]}
     path = write(folder, substrate=None, model=str(folder / "llama"), backbone=None, plan=plan)

@@ -62,6 +62,7 @@ def hub(monkeypatch):
         ("training.json", {"url": "https://me:password@host/x"}, "training.json", "secret"),
         ("README.md", "-----BEGIN RSA PRIVATE KEY-----", "README.md", "secret"),
         ("README.md", "Made in /Users/me/work", "README.md", "path"),
+        ("history.json", "[" * 200_000, "history.json", "file"),
         ("train.arrow", "documents", "train.arrow", "file"),
         ("notes.jsonl", "documents", "notes.jsonl", "file"),
         ("data/x.txt", "documents", "data/x.txt", "file"),

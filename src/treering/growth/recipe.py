@@ -29,7 +29,7 @@ from treering.recipe import TAG, Schema
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, Training
 from treering.training.expert import stand_on
-from treering.training.run import weights_digest
+from treering.training.run import require_fit, weights_digest
 from treering.training.settings import MOST_BLOCKS, BlockCount, Steps
 
 LARGE, FEW = 50_000_000, 20
@@ -253,6 +253,7 @@ def begin(recipe: GrowthRecipe) -> Beginning:
         note_trunk(model, recipe)
         origin["model"] = recipe.model
         origin["weights"] = weights_digest(model)  # a directory may hold another model by the time a run goes on
+    require_fit(model, corpus, tokenizer)
     return Beginning(model, tokenizer, corpus, origin | {"backbone": model.config.to_dict()})
 
 

@@ -122,7 +122,7 @@ def _in_text(path: Path, name: str) -> Iterator[Leak]:
     if path.suffix == ".json" and not name.endswith(("tokenizer.json", "vocab.json", "added_tokens.json")):
         try:
             yield from _paths(json.loads(text), name, "")
-        except ValueError:
+        except (ValueError, RecursionError):
             yield Leak(name, "is no JSON", "file")
     elif path.suffix in (".md", ".py", ".jinja"):
         yield from (Leak(name, f"names the path {found}", "path") for found in _INSIDE.findall(text)[:3])
