@@ -119,11 +119,20 @@ def test_training_leaves_a_card(corpus, tokenizer, expert, settings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "told"), [({"value": 1.0}, "no rows of treering eval"), ({"text": "en", "value": "x"}, "no rows")]
+    ("row", "told"),
+    [
+        ({"value": 1.0}, "no rows of treering eval"),
+        ({"text": "en", "value": "x"}, "no rows"),
+        ({"text": "en", "value": 10**400}, "no rows"),
+        ({"text": "en", "value": 1.0, "documents": -1}, "no rows"),
+        (["en", 1.0], "no rows"),
+    ],
 )
 def test_what_is_no_score_is_refused(places, row, told):
     with pytest.raises(TreeringError, match=told):
         card(places / "ru", scores=[row])
+    with pytest.raises(TreeringError, match=told):
+        card(places / "ru", scores=row)
     with pytest.raises(TreeringError, match="holds no model"):
         card(places)
 
@@ -168,7 +177,7 @@ def test_whatever_a_strangers_record_holds_there_is_a_card(stranger, record):
 def test_a_strangers_composition_has_to_fit_its_schema(places, tmp_path):
     compose_directories({name: places / name for name in ("ru", "zh")}, tmp_path / "pair")
     config = json.loads((tmp_path / "pair" / "config.json").read_text())
-    for experts in (["x"], 5, [{"name": "a", "weight": "heavy"}]):
+    for experts in (["x"], 5, False, [], [{"name": "a", "weight": "heavy"}]):
         (tmp_path / "pair" / "config.json").write_text(json.dumps(config | {"experts": experts}))
         with pytest.raises(TreeringError):
             renew_card(tmp_path / "pair")

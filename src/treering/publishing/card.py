@@ -14,11 +14,13 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from treering.errors import TreeringError
 from treering.headers import parameter_count
 from treering.output import write_file
 from treering.reading import inside, printable, read_json
+from treering.recipe import Schema
 
 README = "README.md"
 MARKER = (
@@ -151,17 +153,17 @@ def card(
     if not (directory / "config.json").is_file():
         raise TreeringError(f"{directory} holds no model: there is no config.json.")
     config = _object(directory / "config.json")
-    if config.get("experts"):
+    training = _object(inside(directory, "training.json")) if (directory / "training.json").exists() else {}
+    kind = _kind(config, training)
+    if kind == "composition":
         # Not above: what makes compositions writes their cards.
         from treering.composition.loading import read_composition
 
         read_composition(directory)  # a stranger's has to fit its schema
-    training = _object(inside(directory, "training.json")) if (directory / "training.json").exists() else {}
-    experts = config.get("experts") or []
-    told = [_within(training, "origin"), *(record for record in experts if isinstance(record, Mapping))]
+    experts = config["experts"] if kind == "composition" else []
+    told = [_within(training, "origin"), *experts]
     records = [_source(source) for record in told for source in _sources(record)]
     sources = list({tuple(record.items()): record for record in records}.values())
-    kind = _kind(config, training)
     body = _template().render(
         title=printable(name) if name else TITLES[kind],
         what=_what(kind, config),
@@ -171,7 +173,7 @@ def card(
         made=_made(kind, config, training),
         sources=sources,
         experts=[_expert(record, experts, directory) for record in experts],
-        scores=[_score(row) for row in scores],
+        scores=_scores(scores),
         limits=_limits(kind, training),
         licences=_licences(licence, sources, experts),
         marker=MARKER,
@@ -212,7 +214,7 @@ def _metadata(
 
 
 def _kind(config: Mapping[str, Any], training: Mapping[str, Any]) -> str:
-    if config.get("model_type") == "treering_composition" or config.get("experts"):
+    if config.get("model_type") == "treering_composition":
         return "composition"
     if config.get("treering_trunk"):
         return "branch"
@@ -352,35 +354,52 @@ def _expert(record: Mapping[str, Any], experts: Sequence[Mapping[str, Any]], dir
     }
 
 
-def _score(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row of any of our commands, as people read it.
+class Score(Schema, extra="ignore"):
+    """A row of any of our commands, as its ``--json`` has it."""
+
+    value: float = Field(validation_alias=AliasChoices("bits_per_byte", "value"))
+    on: str = Field(validation_alias=AliasChoices("text", "subject", "task"), min_length=1)
+    measure: str = "bits per byte"
+    model: str = ""
+    rule: str | None = None
+    low: float | None = None
+    high: float | None = None
+    stderr: float | None = None
+    count: int | None = Field(None, validation_alias=AliasChoices("documents", "count"), ge=0, le=10**15)
+
+
+def _scores(rows: Any) -> list[dict[str, str]]:
+    """Rows of our commands, as people read them.
 
     Raises:
-        TreeringError: it is none.
+        TreeringError: something is none.
     """
-    value = row.get("bits_per_byte", row.get("value"))
-    on = row.get("text") or row.get("subject") or row.get("task")
-    if not isinstance(value, int | float) or not isinstance(on, str):
+    try:
+        scores = TypeAdapter(list[Score]).validate_python(rows)
+    except ValidationError:
         raise TreeringError(
             "The scores are no rows of treering eval bits, eval tasks or compare (their --json): each has a value, and "
             "a text, a task or a subject that it is of."
-        )
-    low, high, stderr = row.get("low"), row.get("high"), row.get("stderr")
-    interval = ""
-    if isinstance(low, int | float) and isinstance(high, int | float):
-        interval = f"{low:.3f} … {high:.3f}"
-    elif isinstance(stderr, int | float):
-        interval = f"{value - 1.96 * stderr:.3f} … {value + 1.96 * stderr:.3f}"
-    count = row.get("documents", row.get("count"))
-    rule = f", {row['rule']}" if row.get("rule") else ""
-    return {
-        "model": printable(f"{row.get('model', '')}{rule}"),
-        "on": printable(on),
-        "measure": printable(str(row.get("measure", "bits per byte"))),
-        "value": f"{value:.3f}",
-        "interval": interval,
-        "count": f"{count:,}" if isinstance(count, int) else "",
-    }
+        ) from None
+    return [
+        {
+            "model": printable(score.model + (f", {score.rule}" if score.rule else "")),
+            "on": printable(score.on),
+            "measure": printable(score.measure),
+            "value": f"{score.value:.3f}",
+            "interval": _interval(score),
+            "count": "" if score.count is None else f"{score.count:,}",
+        }
+        for score in scores
+    ]
+
+
+def _interval(score: Score) -> str:
+    if score.low is not None and score.high is not None:
+        return f"{score.low:.3f} … {score.high:.3f}"
+    if score.stderr is not None:
+        return f"{score.value - 1.96 * score.stderr:.3f} … {score.value + 1.96 * score.stderr:.3f}"
+    return ""
 
 
 def _limits(kind: str, training: Mapping[str, Any]) -> list[str]:
