@@ -4,6 +4,7 @@
     python benchmarks/composition.py table  --demo runs/demo    # bits per byte: experts and rules; --experts ru zh en
     python benchmarks/composition.py pooled --demo runs/demo    # the distance to models trained on pooled data
     python benchmarks/composition.py start  --demo runs/demo    # where in a page a rule loses against its expert
+    python benchmarks/composition.py prompts --demo runs/demo   # how sure the default rule is after a few characters
     python benchmarks/composition.py decode --demo runs/demo    # time of cached decoding
     python benchmarks/composition.py memory                     # peak memory, where a substrate is a large part
     python benchmarks/composition.py bound                      # what rounding takes evidence above its bound
@@ -183,6 +184,31 @@ def start(demo: Path, console: Console, first: int = 8) -> None:
     console.print(result)
 
 
+def prompts(demo: Path, console: Console, pages: int = 100) -> None:
+    """Of pages' first characters, how often their own expert has the greater weight, and what weight it has."""
+    model, tokenizer = require_composition(load_model(demo / "composed")), load(demo / "tokenizer")
+    result = Table("characters", box=None)
+    begun = {"read after the separator, as treering does": [separator(tokenizer)], "read without it": []}
+    for language in ("ru", "zh"):
+        for how in begun:
+            result.add_column(f"{language}, {how}", justify="right")
+    for length in (1, 2, 4, 8, 16):
+        cells = []
+        for own, language in enumerate(("ru", "zh")):
+            texts = [text[:length] for text in held_out(demo)[language][:pages]]
+            for before in begun.values():
+                weights = []
+                for ids in encode(tokenizer, texts):
+                    logits, reading = model.read(torch.tensor([[*before, *ids]]))
+                    weighed = rule("evidence:switch=0.01")(logits, reading).evidence
+                    assert weighed is not None
+                    weights.append(float(weighed[:, 0, -1].detach().softmax(0)[own]))
+                right = sum(weight > 0.5 for weight in weights) / len(weights)
+                cells.append(f"{right:.0%}, weight {statistics.mean(weights):.3f}")
+        result.add_row(f"{length}", *cells)
+    console.print(result)
+
+
 def held_out(demo: Path) -> dict[str, list[str]]:
     found = held_out_texts([demo / "data-ru", demo / "data-zh"])
     return {language: found[language] for language in LANGUAGES}
@@ -306,17 +332,19 @@ def yardsticks(demo: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table", "pooled", "start", "decode", "memory", "bound"))
+    on_demo = {"train": train, "pooled": pooled, "start": start, "prompts": prompts, "decode": decode}
+    alone = {"memory": memory, "bound": bound}
+    parser.add_argument("what", choices=(*on_demo, *alone, "table"))
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
     parser.add_argument("--experts", nargs="+", default=["ru", "zh"], help="of the table; en is the third")
     options = parser.parse_args()
     console = Console(width=max(240, shutil.get_terminal_size().columns), highlight=False)
     if options.what == "table":
         table(options.demo, console, options.experts)
-    elif options.what in ("memory", "bound"):
-        {"memory": memory, "bound": bound}[options.what](console)
+    elif options.what in alone:
+        alone[options.what](console)
     else:
-        {"train": train, "pooled": pooled, "start": start, "decode": decode}[options.what](options.demo, console)
+        on_demo[options.what](options.demo, console)
 
 
 if __name__ == "__main__":
