@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from treering.report import as_png_url, as_svg, loss_curves, render, scores
+from treering.report import as_png_url, as_svg, heat_map, loss_curves, render, scores
 
 HISTORY = [
     {"loss": 5.0, "bits_per_byte": 2.5, "tokens": 1000},
@@ -26,6 +26,19 @@ def test_scores_draw_a_bar_for_each_row():
     axes = scores(ROWS).axes[0]
     assert len(axes.patches) == len(ROWS)
     assert [patch.get_width() for patch in axes.patches] == [2.0] * 6
+
+
+def test_a_value_stands_in_its_bar_and_no_line_before_it():
+    figure = scores(ROWS)
+    values = [text for text in figure.axes[0].texts if text.get_text() == "2.00"]
+    assert len(values) == len(ROWS)
+    assert all(text.xy[0] == 0 and text.get_color() == "white" for text in values)
+
+
+def test_an_embedded_figure_has_no_ground_and_no_ink_of_its_own():
+    svg = as_svg(heat_map(["a", "b"], ["ru"], [[(1.0, 1.0)], [(2.0, 0.0)]]), "heat")
+    assert "fill: #ffffff; stroke: none" not in svg  # a white ground would glare in the dark
+    assert ["#ffffff" in piece or "white" in piece for piece in svg.split("<text")[-2:]] == [True, False]
 
 
 def test_embedded_figures_need_no_file():

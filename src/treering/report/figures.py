@@ -63,7 +63,16 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> Figure:
         spread = [[r["bits_per_byte"] - r["low"]], [r["high"] - r["bits_per_byte"]]]
         colour = COLOURS[models.index(r["model"]) % len(COLOURS)]
         axes.barh(at, r["bits_per_byte"], xerr=spread, color=colour, height=0.8, error_kw={"linewidth": 1})
-        axes.text(r["high"], at, f"  {r['bits_per_byte']:.2f}", va="center", fontsize=8)
+        # At the bar's foot, where no interval's line can be read as a minus.
+        axes.annotate(
+            f"{r['bits_per_byte']:.2f}",
+            (0, at),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color="white",
+        )
     ticks = [(t * (len(models) + 1) + m, model) for t in range(len(texts)) for m, model in enumerate(models)]
     axes.set_yticks([at for at, _ in ticks], [f"{model}" for _, model in ticks], fontsize=8)
     for t, text in enumerate(texts):
@@ -106,7 +115,15 @@ def heat_map(models: Sequence[str], subjects: Sequence[str], cells: Sequence[Seq
     axes.imshow([[good for _, good in row] for row in cells], cmap="YlGn", vmin=0, vmax=1.25, aspect="auto")
     for down, row in enumerate(cells):
         for across, (value, good) in enumerate(row):
-            axes.text(across, down, f"{value:.3f}", ha="center", va="center", weight="bold" if good == 1 else "normal")
+            axes.text(
+                across,
+                down,
+                f"{value:.3f}",
+                ha="center",
+                va="center",
+                color="white" if good > 0.6 else "#111111",
+                weight="bold" if good == 1 else "normal",
+            )
     axes.set_xticks(range(len(subjects)), subjects, rotation=25, ha="right")
     axes.set_yticks(range(len(models)), models)
     axes.tick_params(length=0)
@@ -115,13 +132,16 @@ def heat_map(models: Sequence[str], subjects: Sequence[str], cells: Sequence[Seq
 
 
 def as_svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element to stand inside a page, under a ``name`` of its own there; its text stays text."""
+    """The figure as an SVG element to stand inside a page, under a ``name`` of its own there.
+
+    Its text stays text, and it has no ground, so that the page gives it its own colours (``base.html.jinja``).
+    """
     buffer = io.StringIO()
     from matplotlib import rc_context
 
     # The salt makes the same figure the same bytes, and keeps the marks of two figures in one page apart.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]
 
