@@ -401,10 +401,10 @@ def report(load: Load, seen: list[tuple], start: float, over: float, console: Co
         f"who asked was itself up to {1000 * max(late for *_, late in during):.0f} ms late"
     )
     fifth = (over - start) / 5
-    memory = [max(m for t, _, _, m, _ in during if i <= (t - start) / fifth < i + 1 + (i == 4)) for i in range(5)]
+    memory = [[m for t, _, _, m, _ in during if i <= (t - start) / fifth < i + 1 + (i == 4)] for i in range(5)]
     console.print(
         f"memory in MiB: {seen[0][3]:.0f} before, at most "
-        + ", ".join(f"{m:.0f}" for m in memory)
+        + ", ".join(f"{max(found):.0f}" if found else "unknown" for found in memory)
         + f" in the five fifths of the time, {seen[-1][3]:.0f} after"
     )
 
