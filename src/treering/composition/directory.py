@@ -36,8 +36,8 @@ from treering.composition.joining import (
 from treering.composition.loading import load_model, read_composition
 from treering.composition.model import ComposedModel
 from treering.composition.provenance import provenance
-from treering.composition.rules import rule as parse_rule
 from treering.composition.saving import stored
+from treering.composition.specs import rule as parse_rule
 from treering.errors import TreeringError
 from treering.gguf import is_gguf
 from treering.headers import parameter_count
@@ -255,7 +255,7 @@ def reweight(directory: str | os.PathLike[str], weights: Mapping[str, float]) ->
 
 
 def set_rule(directory: str | os.PathLike[str], rule: str) -> None:
-    """Store another rule, as `treering.composition.rules.rule` reads it, in a composition.
+    """Store another rule, as `treering.composition.rule` reads it, in a composition.
 
     Raises:
         TreeringError: ``directory`` is no composition, there is no such rule, or it has to be fitted first. Nothing was
