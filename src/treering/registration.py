@@ -17,6 +17,13 @@ from types import ModuleType
 from typing import Any
 
 MODEL_TYPE = "treering_composition"
+CODE, LOADER = "treering.composition.modeling_treering", "modeling_treering.py"
+"""The module whose source lies in a composition's directory, for those who have transformers alone; its name there."""
+AUTO_MAP = {
+    "AutoConfig": "modeling_treering.CompositionConfig",
+    "AutoModelForCausalLM": "modeling_treering.ComposedModel",
+}
+"""What a composition's ``config.json`` says of it."""
 _AUTO = "transformers.models.auto.configuration_auto"
 
 

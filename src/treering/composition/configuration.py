@@ -57,8 +57,8 @@ class CompositionConfig(PreTrainedConfig):
         self.substrates = substrates
         configs = [expert_config(record) for record in self.experts]
         _require_paths(self.experts, configs)
-        for derived in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"):
-            kwargs.pop(derived, None)
+        for derived in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "auto_map"):
+            kwargs.pop(derived, None)  # auto_map: whose code the file names is not asked
         # What generation, evaluation and caches ask of any model. Checkpoints of one tokenizer may be padded to
         # different numbers of rows; the tokens are in all of them.
         self.vocab_size = min((config.vocab_size for config in configs), default=0)

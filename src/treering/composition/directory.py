@@ -45,6 +45,7 @@ from treering.location import locate
 from treering.output import explain_full_disk, link_or_copy, replaced_directory, require_new, staged_directory
 from treering.publishing.card import README, is_written, stated_licence, write_card
 from treering.reading import inside, printable
+from treering.registration import LOADER
 
 Files = dict[str, Path]
 """Files by the name that they have in a directory, wherever they lie."""
@@ -64,7 +65,7 @@ _OWN_FILES = (
     "config.json",
     "generation_config.json",
     layout.INDEX,
-    layout.LOADER,
+    LOADER,
     layout.expert_file("*"),
     layout.substrate_file("*"),
     layout.trunk_file("*"),
