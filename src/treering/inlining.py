@@ -34,7 +34,7 @@ def _with_imported(module: str, seen: set[str]) -> Iterator[_Module]:
     """A module and then those of Treering that it imports, each once."""
     seen.add(module)
     root, *path = module.split(".")
-    source = files(root).joinpath(*path[:-1], f"{path[-1]}.py").read_text(encoding="utf-8")
+    source = files(root).joinpath("/".join(path) + ".py").read_text(encoding="utf-8")
     docstring, *rest = ast.parse(source).body
     imports = [node for node in rest if isinstance(node, ast.Import | ast.ImportFrom)]
     body = "\n".join(source.splitlines()[imports[-1].end_lineno :]).strip("\n")
