@@ -271,7 +271,8 @@ def _use(kind: str, name: str) -> str:
     told = f'"{name}", trust_remote_code=True' if kind == "composition" else f'"{name}"'
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model, tokenizer = AutoModelForCausalLM.from_pretrained({told}), AutoTokenizer.from_pretrained("{name}")\n'
+        f"model = AutoModelForCausalLM.from_pretrained({told})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({told})\n"
         'output = model.generate(**tokenizer("To open the file,", return_tensors="pt"), max_new_tokens=50)\n'
         "print(tokenizer.decode(output[0], skip_special_tokens=True))"
     )
@@ -281,7 +282,7 @@ def _hint(kind: str, name: str, training: Mapping[str, Any]) -> str:
     if kind == "composition":
         return (
             "The code that this trusts is `modeling_treering.py`, which needs torch and transformers alone and gives "
-            "the same logits as Treering. With Treering it is faster, and none of a repository's code runs: "
+            "the same logits as Treering. With Treering it is faster, and no code of a repository runs: "
             f'`treering.load_model("{name}")`, `treering.load_tokenizer("{name}")`.'
         )
     begins = printable(str(_within(training, "origin", "data", "tokenizer").get("separator") or "</s>"))
