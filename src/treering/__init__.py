@@ -1,12 +1,14 @@
 """Grow and join language models on a frozen core.
 
 The names below are imported when they are first used, so that ``treering --help`` does not wait for PyTorch.
+transformers' Auto classes know compositions from here on.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from treering import registration
 from treering.lazy import attributes
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ _HOMES = {
 
 
 __getattr__ = attributes("treering", _HOMES)
+registration.register()
 
 
 def __dir__() -> list[str]:

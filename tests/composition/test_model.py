@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from typing import ClassVar
 
 import pytest
@@ -242,18 +239,6 @@ def test_saved_and_loaded_it_gives_the_same_bits(composed, prompt, tmp_path):
     loaded.save_pretrained(again)
     for shard in tmp_path.glob("*.safetensors"):
         assert shard.read_bytes() == (again / shard.name).read_bytes()
-
-
-def test_transformers_loads_it_without_treering_imported(composed, tmp_path):
-    composed.save_pretrained(tmp_path / "composed")
-    script = (
-        "import sys; from transformers import AutoModelForCausalLM; assert 'treering' not in sys.modules\n"
-        f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'composed')!r}, trust_remote_code=True)\n"
-        "print(type(model).__name__, model.config.rule)"
-    )
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "cache")}
-    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
-    assert ran.stdout == "ComposedModel mean\n", ran.stderr
 
 
 def test_the_substrate_is_stored_once_and_each_expert_in_its_shard(experts, composed, substrate, tmp_path):

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from treering.composition import RULES, Reading, rule
 from treering.composition.rules import LONG, adapter_start, gate_start, linear_pool, most_credible, posterior
-from treering.errors import TreeringError
 
 SPECS = [*RULES, "weighted:pool=log", "evidence:switch=0.1", "top_k:k=2", "gate:pool=log,switch=0.1"]
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 6), st.integers(2, 7))
@@ -208,30 +207,6 @@ def test_an_expert_ruled_out_stays_out():
         assert rule(spec)(logits, out).weights[2].exp().eq(0).all()
     for spec in ("weighted", "evidence", "evidence:switch=0.1", "top_k:k=2"):
         torch.testing.assert_close(rule(spec)(logits, out).logits, rule(spec)(logits[:2], without).logits)
-
-
-def test_a_rule_is_read_back_from_its_name():
-    for spec in SPECS:
-        assert str(rule(spec)) == str(rule(str(rule(spec))))
-    assert str(rule("evidence:switch=0.010")) == "evidence:switch=0.01"
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("median", r"no composition rule 'median'.*mean"),
-        ("oracle", "a yardstick"),
-        ("evidence:swich=0.1", "did you mean 'switch'"),
-        ("evidence:switch=1", "less than 1"),
-        ("evidence:switch=often", "switch: input should be a valid number"),
-        ("top_k:k=0", "greater than or equal to 1"),
-        ("gate:pool=round", "'linear' or 'log'"),
-        ("mean:k=1", "there is no such field"),
-    ],
-)
-def test_rules_that_do_not_exist_are_refused(spec, message):
-    with pytest.raises(TreeringError, match=message):
-        rule(spec)
 
 
 @given(seeds, switches)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from huggingface_hub import ModelCard
@@ -68,13 +71,26 @@ def test_a_card_tells_what_the_files_tell(places, expert):
         assert fact in text
 
 
+def use(place):
+    """The code in the card of a model."""
+    code = card(place, name=str(place).strip("/")).split("```python\n")[1].split("```")[0]
+    return code.replace(str(place).strip("/"), str(place)).replace("max_new_tokens=50", "max_new_tokens=2")
+
+
 def test_four_lines_of_plain_transformers_work(places):
-    text = card(places / "ru", name=str(places / "ru").strip("/"))
-    code = text.split("```python\n")[1].split("```")[0]
-    code = code.replace(str(places / "ru").strip("/"), str(places / "ru")).replace(
-        "max_new_tokens=50", "max_new_tokens=2"
+    exec(compile(use(places / "ru"), "card", "exec"), {})
+
+
+def test_four_lines_of_plain_transformers_work_for_a_composition_too(places, tmp_path):
+    compose_directories({name: places / name for name in ("ru", "zh")}, tmp_path / "pair")
+    script = f"import sys; sys.modules['treering'] = None\n{use(tmp_path / 'pair')}"
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, input="", capture_output=True, text=True, timeout=300
     )
-    exec(compile(code, "card", "exec"), {})
+    assert ran.returncode == 0, ran.stderr
+    assert "Do you wish" not in ran.stdout  # as transformers asks where the flag is missing
+    assert "[transformers]" not in ran.stderr  # as its warnings begin
 
 
 def test_licence_and_scores_stay_when_a_card_is_renewed(places, tmp_path):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from treering import tokenizer as tokenizers
 from treering.cli.main import app
-from treering.composition import compose_directories, load_model
+from treering.composition import compose_directories, load_model, set_rule
 from treering.errors import TreeringError
 from treering.publishing import leaks, prepare_publication, publish
 from treering.publishing.leaks import shorten
@@ -25,6 +25,15 @@ def place(expert, tokenizer, tmp_path):
     expert(0, 1).save_pretrained(tmp_path / "model")
     tokenizers.save(tokenizer, tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture
+def saved_pair(expert, tokenizer, place, tmp_path):
+    """A composition's directory with nothing to hide."""
+    expert(1, 1).save_pretrained(tmp_path / "other")
+    tokenizers.save(tokenizer, tmp_path / "other")
+    compose_directories({"a": place, "b": tmp_path / "other"}, tmp_path / "joined")
+    return tmp_path / "joined"
 
 
 class Hub:
@@ -133,6 +142,24 @@ def test_a_composition_that_was_published_loads(expert, tokenizer, place, hub, t
         (tmp_path / "fetched" / name).write_bytes(content)
     assert leaks(tmp_path / "fetched") == []
     assert [name for name, _ in load_model(tmp_path / "fetched").named_experts()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "where"),
+    [
+        ("modeling_treering.py", lambda text: text + "import os\n", "modeling_treering.py"),
+        ("config.json", lambda text: text.replace("modeling_treering.C", "lab/code--model.C"), "config.json: auto_map"),
+    ],
+)
+def test_code_of_others_is_not_handed_on(saved_pair, hub, file, change, where):
+    path = saved_pair / file
+    path.write_text(change(path.read_text()))
+    (leak,) = leaks(saved_pair)
+    assert (leak.where, leak.kind) == (where, "file")
+    with pytest.raises(TreeringError, match="was not published"):
+        publish(saved_pair, "me/joined", api=hub)
+    set_rule(saved_pair, "mean")
+    assert leaks(saved_pair) == []
 
 
 @pytest.mark.parametrize(("repository", "told"), [("a b", "cannot be a repository"), ("a/b/c", "cannot be")])

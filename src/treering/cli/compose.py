@@ -256,7 +256,7 @@ def rules(json: Annotated[bool, typer.Option("--json", help="as JSON instead of 
 
     from treering.cli.console import results
     from treering.composition import RULES
-    from treering.composition.rules import parameters
+    from treering.composition.specs import parameters
 
     rows: list[dict[str, Any]] = [
         {

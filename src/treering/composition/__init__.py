@@ -17,7 +17,8 @@ from treering.composition.fitting import Fit, fit
 from treering.composition.joining import DEFAULT_RULE, compose, require_fitted
 from treering.composition.loading import load_model, running
 from treering.composition.model import ComposedModel
-from treering.composition.rules import RULES, Joined, Reading, Rule, register, rule
+from treering.composition.rules import RULES, Joined, Reading, Rule, register
+from treering.composition.specs import rule
 from treering.composition.variants import variant
 
 __all__ = [

@@ -8,11 +8,12 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from treering.composition.parts import is_known
-from treering.composition.rules import DEFAULT_RULE
 from treering.composition.schema import Composition, check, check_fields
+from treering.composition.specs import DEFAULT_RULE
 from treering.composition.tree import Tree, tree
 from treering.errors import TreeringError
 from treering.reading import printable
+from treering.registration import MODEL_TYPE
 
 UNLIMITED = 2**31
 """Context of a composition none of whose experts has a longest one."""
@@ -26,7 +27,7 @@ class CompositionConfig(PreTrainedConfig):
             fingerprint of the one it reads from, or None for an embedding of its own), ``path`` (the names of its
             parts, see ``treering.composition.parts``; None where they are not known), ``weight`` (of its prior,
             relative to the others'), and whatever is known of its provenance.
-        rule: the rule that joins their logits, as `treering.composition.rules.rule` reads it.
+        rule: the rule that joins their logits, as `treering.composition.rule` reads it.
         fusion: what was fitted on top of the experts, for which rule and on what; None if nothing was.
         treering: the substrate that all stand on (see ``treering.backbone.Standing``); None if it is not one.
         substrates: by fingerprint, the precision and the SHA-256 of the matrix as it is stored; None if not known.
@@ -35,7 +36,7 @@ class CompositionConfig(PreTrainedConfig):
         TreeringError: something of it cannot be (see ``treering.composition.schema``), as a damaged file's.
     """
 
-    model_type = "treering_composition"
+    model_type = MODEL_TYPE
 
     def __init__(
         self,
@@ -56,8 +57,8 @@ class CompositionConfig(PreTrainedConfig):
         self.substrates = substrates
         configs = [expert_config(record) for record in self.experts]
         _require_paths(self.experts, configs)
-        for derived in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"):
-            kwargs.pop(derived, None)
+        for derived in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "auto_map"):
+            kwargs.pop(derived, None)  # auto_map: whose code the file names is not asked
         # What generation, evaluation and caches ask of any model. Checkpoints of one tokenizer may be padded to
         # different numbers of rows; the tokens are in all of them.
         self.vocab_size = min((config.vocab_size for config in configs), default=0)

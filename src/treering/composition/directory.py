@@ -36,8 +36,8 @@ from treering.composition.joining import (
 from treering.composition.loading import load_model, read_composition
 from treering.composition.model import ComposedModel
 from treering.composition.provenance import provenance
-from treering.composition.rules import rule as parse_rule
 from treering.composition.saving import stored
+from treering.composition.specs import rule as parse_rule
 from treering.errors import TreeringError
 from treering.gguf import is_gguf
 from treering.headers import parameter_count
@@ -45,6 +45,7 @@ from treering.location import locate
 from treering.output import explain_full_disk, link_or_copy, replaced_directory, require_new, staged_directory
 from treering.publishing.card import README, is_written, stated_licence, write_card
 from treering.reading import inside, printable
+from treering.registration import LOADER
 
 Files = dict[str, Path]
 """Files by the name that they have in a directory, wherever they lie."""
@@ -64,7 +65,7 @@ _OWN_FILES = (
     "config.json",
     "generation_config.json",
     layout.INDEX,
-    layout.LOADER,
+    LOADER,
     layout.expert_file("*"),
     layout.substrate_file("*"),
     layout.trunk_file("*"),
@@ -255,7 +256,7 @@ def reweight(directory: str | os.PathLike[str], weights: Mapping[str, float]) ->
 
 
 def set_rule(directory: str | os.PathLike[str], rule: str) -> None:
-    """Store another rule, as `treering.composition.rules.rule` reads it, in a composition.
+    """Store another rule, as `treering.composition.rule` reads it, in a composition.
 
     Raises:
         TreeringError: ``directory`` is no composition, there is no such rule, or it has to be fitted first. Nothing was

@@ -14,8 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from treering.composition.caches import views
 from treering.composition.model import ComposedModel
-from treering.composition.reader import log_likelihood
-from treering.composition.rules import posterior
+from treering.composition.rules import log_likelihood, posterior
 from treering.errors import TreeringError
 
 

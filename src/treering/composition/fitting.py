@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from treering.composition.model import ComposedModel
-from treering.composition.rules import Reading, Rule, posterior, rule
+from treering.composition.rules import Reading, Rule, posterior
+from treering.composition.specs import rule
 from treering.corpus import Window, windows
 from treering.errors import TreeringError
 from treering.tokenizer import encode, separator

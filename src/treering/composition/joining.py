@@ -21,8 +21,9 @@ from treering.composition.configuration import CompositionConfig, expert_config
 from treering.composition.fingerprints import record_substrates
 from treering.composition.model import ComposedModel
 from treering.composition.parts import path
-from treering.composition.rules import DEFAULT_RULE, Rule, rule
+from treering.composition.rules import Rule
 from treering.composition.schema import expert_name
+from treering.composition.specs import DEFAULT_RULE, rule
 from treering.composition.tree import Tree
 from treering.errors import TreeringError
 
@@ -37,7 +38,7 @@ def compose(
 
     Args:
         experts: models by name; a PEFT adapter's is merged with it, in a copy.
-        rule_name: how their distributions are joined, as `treering.composition.rules.rule` reads it.
+        rule_name: how their distributions are joined, as `treering.composition.rule` reads it.
         records: by expert's name, what else its record in the configuration shall say (weight, origin, licence …).
         across_substrates: allow experts on different substrates, and models that Treering did not dock. All that
             joining at the output needs is that an ID means the same token to all; of models that name no tokenizer in

@@ -22,17 +22,11 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from treering.composition.rules import RULES
 from treering.errors import TreeringError
 from treering.headers import header
+from treering.inlining import inlined
 from treering.reading import printable, read_json
+from treering.registration import AUTO_MAP, CODE, LOADER
 
-INDEX, LOADER, FUSION = "model.safetensors.index.json", "modeling_treering.py", "fusion.safetensors"
-_LOADER = '''"""Lets transformers load this composition with trust_remote_code=True; needs the package treering."""
-
-from treering.composition import ComposedModel, CompositionConfig  # noqa: F401
-'''
-_AUTO_MAP = {
-    "AutoConfig": "modeling_treering.CompositionConfig",
-    "AutoModelForCausalLM": "modeling_treering.ComposedModel",
-}
+INDEX, FUSION = "model.safetensors.index.json", "fusion.safetensors"
 
 
 def substrate_key(fingerprint: str) -> str:
@@ -133,13 +127,15 @@ def write_shard(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def write_description(config: PreTrainedConfig, directory: Path) -> None:
-    """Write the configuration, the index and the loader beside the shards, which lie in ``directory`` already.
+    """Write the configuration, the index and the model's code beside the shards, which lie in ``directory`` already.
+
+    The code (``modeling_treering.py``) is for those who have transformers and not Treering, which never runs it.
 
     Raises:
         TreeringError: a shard is not there, or damaged.
     """
     config.architectures = ["ComposedModel"]
-    config.auto_map = _AUTO_MAP
+    config.auto_map = AUTO_MAP
     config.dtype = _widest([record["config"]["dtype"] for record in config.experts])
     config.save_pretrained(directory)
     sizes = {file: tensor_bytes(directory / file) for file in shard_files(config)}
@@ -148,7 +144,7 @@ def write_description(config: PreTrainedConfig, directory: Path) -> None:
         "weight_map": _weight_map(sizes),
     }
     (directory / INDEX).write_text(json.dumps(index, indent=2))
-    (directory / LOADER).write_text(_LOADER)
+    (directory / LOADER).write_text(inlined(CODE), encoding="utf-8")
 
 
 def require_index(config: PreTrainedConfig, directory: Path) -> None:

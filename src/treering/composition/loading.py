@@ -20,8 +20,8 @@ from treering.composition.bases import BRANCH, without_trunk
 from treering.composition.configuration import CompositionConfig
 from treering.composition.joining import require_fitted
 from treering.composition.model import ComposedModel
-from treering.composition.rules import rule as parse_rule
 from treering.composition.schema import MOST_CONFIGURATION, check_fields
+from treering.composition.specs import rule as parse_rule
 from treering.errors import TreeringError
 from treering.gguf import is_gguf, require_gguf
 from treering.headers import header

@@ -49,11 +49,11 @@ from treering.composition.rules import (
     Rule,
     adapter_start,
     gate_start,
-    precise,
-    rule,
+    log_prior,
 )
 from treering.composition.saving import precision, require_plain, require_size, stored
 from treering.composition.schedule import read_on
+from treering.composition.specs import rule
 from treering.composition.transcript import Transcript
 from treering.errors import TreeringError
 
@@ -153,7 +153,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
     @property
     def prior(self) -> Tensor:
         """Log-weights of the experts before any text [expert], normalised."""
-        return _log_prior(self._weights, self.device)
+        return log_prior(self._weights, self.device)
 
     @property
     def _weights(self) -> tuple[float, ...]:
@@ -166,7 +166,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         return next(real, torch.device("meta"))
 
     def use(self, spec: str) -> ComposedModel:
-        """Join by another rule from now on, as `treering.composition.rules.rule` reads it; returns the model.
+        """Join by another rule from now on, as `treering.composition.rule` reads it; returns the model.
 
         ``gate`` and ``adapter`` begin at exactly `evidence` and `mean` where nothing has been fitted yet.
 
@@ -292,7 +292,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         kept: slice | Tensor,
     ) -> tuple[Any, Reading]:
         """Let the experts read on, as many of them as the rule needs, and say what they made of it."""
-        prior = _log_prior(self._weights, text.device)
+        prior = log_prior(self._weights, text.device)
         if transcript is None:
             finals = [reader.final(text)[:, kept] for reader in readers]
             logits = said(readers, finals) if "logits" in chosen.needs else []
@@ -450,14 +450,6 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
     def shards(self, state: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
         """The tensors to be stored by file: the model's own, or those of ``state``."""
         return shards(stored(self, state))
-
-
-@lru_cache
-def _log_prior(weights: tuple[float, ...], device: torch.device) -> Tensor:
-    """Normalised logs of relative weights; kept, since every decoding step asks for them."""
-    with torch.inference_mode(False):
-        given = torch.tensor(weights, device=device, dtype=precise(device))
-        return (given / given.sum()).log()
 
 
 def _among_new(logits_to_keep: int | Tensor, new: int) -> slice | Tensor:

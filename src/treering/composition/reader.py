@@ -12,7 +12,7 @@ from transformers import Cache, PreTrainedModel
 
 from treering import backbone
 from treering.composition.parts import is_known
-from treering.composition.rules import precise
+from treering.composition.rules import log_likelihood
 from treering.composition.states import States
 from treering.errors import TreeringError
 
@@ -263,10 +263,3 @@ def rewind(cache: Cache, read: int) -> int:
     whole = all(layer.is_croppable and not 0 <= layer.get_max_length() <= have for layer in cache.layers)
     cache.crop(read - have if whole and read else -have)
     return read if whole else 0
-
-
-def log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities […] of ``tokens`` […] under ``logits`` […, vocab], precise enough to be summed over a book."""
-    largest = logits.amax(-1, keepdim=True).detach()
-    level = (logits - largest).exp_().sum(-1, dtype=precise(logits.device)).log() + largest[..., 0]
-    return logits.gather(-1, tokens[..., None])[..., 0] - level

@@ -7,26 +7,21 @@ mixture of probabilities) or log-linearly (a weighted mean of logits).
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, create_model
 from torch import Tensor
-
-from treering.errors import TreeringError
-from treering.recipe import Schema, check_recipe
 
 Pool = Literal["linear", "log"]
 Need = Literal["logits", "evidence", "hidden"]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-DEFAULT_RULE = "evidence:switch=0.01"
-"""Measured best of those that need no fitting (docs/rules.md)."""
+Share = Annotated[float, {"ge": 0, "lt": 1}]
+Count = Annotated[int, {"ge": 1}]
+"""A number with its limits; who reads a rule's name checks them (``treering.composition.specs``)."""
 
 LONG, STRETCH = 128, 32
 """Tokens from which on evidence with ``switch`` is taken in stretches, and the tokens of one."""
@@ -73,7 +68,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Rule:
-    """A registered rule with its parameters chosen. ``str(rule)`` is what `rule` reads."""
+    """A registered rule with its parameters chosen; ``str(rule)`` says which, as ``evidence:switch=0.01``."""
 
     name: str
     function: Callable[..., Joined]
@@ -106,33 +101,6 @@ def register(source: str, needs: Sequence[Need] = ("logits",)) -> Callable[..., 
         return function
 
     return known
-
-
-def rule(spec: str) -> Rule:
-    """The rule that ``spec`` names, as ``evidence`` or ``evidence:switch=0.01``.
-
-    Raises:
-        TreeringError: there is no such rule (all are listed), or a parameter that it does not have or allow.
-    """
-    name, _, text = spec.partition(":")
-    if name == "oracle":
-        raise TreeringError(
-            "The oracle knows a whole document before it begins: it is a yardstick of treering eval forgetting, "
-            "not a rule that a model could use."
-        )
-    if name not in RULES:
-        raise TreeringError(f"There is no composition rule {name!r}. There are: {', '.join(RULES)}.")
-    values = dict(part.partition("=")[::2] for part in text.split(",") if part)
-    checked = check_recipe(values, parameters(RULES[name].function), f"rule {spec!r}")
-    chosen = checked.model_dump(exclude_unset=True)
-    return Rule(name, RULES[name].function, RULES[name].source, RULES[name].needs, chosen)
-
-
-def parameters(function: Callable[..., Joined]) -> type[Schema]:
-    """The schema of a rule's keyword-only parameters."""
-    signature = inspect.signature(function, eval_str=True).parameters.values()
-    fields: Any = {p.name: (p.annotation, p.default) for p in signature if p.kind is p.KEYWORD_ONLY}
-    return create_model(function.__name__, __base__=Schema, **fields)
 
 
 def posterior(likelihood: Tensor, prior: Tensor, state: Tensor | None = None, switch: float = 0.0) -> Tensor:
@@ -218,6 +186,21 @@ def _before_each(stretches: Tensor, before: Tensor, start: Tensor, switch: float
     return torch.stack(firsts, -1)
 
 
+def log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities […] of ``tokens`` […] under ``logits`` […, vocab], precise enough to be summed over a book."""
+    largest = logits.amax(-1, keepdim=True).detach()
+    level = (logits - largest).exp_().sum(-1, dtype=precise(logits.device)).log() + largest[..., 0]
+    return logits.gather(-1, tokens[..., None])[..., 0] - level
+
+
+@lru_cache
+def log_prior(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Normalised logs of relative weights; kept, since every decoding step asks for them."""
+    with torch.inference_mode(False):
+        given = torch.tensor(weights, device=device, dtype=precise(device))
+        return (given / given.sum()).log()
+
+
 def precise(device: torch.device) -> torch.dtype:
     """What evidence is kept in on a device: float64; float32 on Apple's MPS, which has no other."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -300,7 +283,7 @@ def evidence(logits: Tensor, reading: Reading, *, switch: Share = 0.0) -> Joined
 
 
 @register("sparse posterior, as Branch-Train-Merge (Li 2022) and c-BTM (Gururangan 2023)", needs=["logits", "evidence"])
-def top_k(logits: Tensor, reading: Reading, *, k: Annotated[int, Field(ge=1)] = 1, switch: Share = 0.0) -> Joined:
+def top_k(logits: Tensor, reading: Reading, *, k: Count = 1, switch: Share = 0.0) -> Joined:
     """`evidence` of the k most credible experts alone; in cached decoding only these run (see ``ComposedModel``)."""
     track = _track(reading, switch)
     kept = track[..., reading.kept]

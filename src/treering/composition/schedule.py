@@ -16,8 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from treering.composition.reader import Reader, Text, log_likelihood, said
-from treering.composition.rules import Rule, most_credible, posterior
+from treering.composition.reader import Reader, Text, said
+from treering.composition.rules import Rule, log_likelihood, most_credible, posterior
 from treering.composition.transcript import Transcript
 from treering.errors import TreeringError
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from treering.composition.joining import describe, outliving, require_fitted, unfitted
 from treering.composition.model import ComposedModel, Fusion
-from treering.composition.rules import rule
+from treering.composition.specs import rule
 from treering.composition.tree import Tree
 from treering.errors import TreeringError
 
@@ -22,7 +22,7 @@ def variant(model: ComposedModel, spec: str | None = None, without: Collection[s
     experts it is the composition that ``treering compose remove`` would leave, in all that it says.
 
     Args:
-        spec: the rule that joins its experts, as `treering.composition.rules.rule` reads it, instead of the model's.
+        spec: the rule that joins its experts, as `treering.composition.rule` reads it, instead of the model's.
         without: the names of experts that it has not.
 
     Raises:

@@ -37,7 +37,7 @@ class Attribution:
     Attributes:
         text: what was read.
         experts: their names.
-        rule: what joined them, as `treering.composition.rules.rule` reads it.
+        rule: what joined them, as `treering.composition.rule` reads it.
         spans: first character of each token, and the one after its last. Tokens that are bytes of one character all
             have that character's span.
         weights: log-weight that the rule gave each expert before the token was seen [expert, token].

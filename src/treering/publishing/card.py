@@ -169,7 +169,7 @@ def card(
         what=_what(kind, config),
         facts=_facts(kind, directory, config, training),
         use=_use(kind, printable(name or "DIR")),
-        hint=_hint(kind, training),
+        hint=_hint(kind, printable(name or "DIR"), training),
         made=_made(kind, config, training),
         sources=sources,
         experts=[_expert(record, experts, directory) for record in experts],
@@ -204,7 +204,7 @@ def _metadata(
     trunk = _within(config, "treering_trunk")
     data = ModelCardData(
         language=languages or None,
-        library_name="treering" if kind == "composition" else "transformers",
+        library_name="transformers",
         pipeline_tag="text-generation",
         tags=["treering", kind],
         base_model=trunk.get("base") if "/" in str(trunk.get("base", "")) else None,
@@ -270,23 +270,23 @@ def parameters(directory: Path) -> int:
 
 
 def _use(kind: str, name: str) -> str:
-    if kind == "composition":
-        return (
-            "import treering\n\n"
-            f'model, tokenizer = treering.load_model("{name}"), treering.load_tokenizer("{name}")\n'
-            'print(treering.generate(model, tokenizer, "To open the file,"))'
-        )
+    told = f'"{name}", trust_remote_code=True' if kind == "composition" else f'"{name}"'
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model, tokenizer = AutoModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")\n'
+        f"model = AutoModelForCausalLM.from_pretrained({told})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({told})\n"
         'output = model.generate(**tokenizer("To open the file,", return_tensors="pt"), max_new_tokens=50)\n'
         "print(tokenizer.decode(output[0], skip_special_tokens=True))"
     )
 
 
-def _hint(kind: str, training: Mapping[str, Any]) -> str:
+def _hint(kind: str, name: str, training: Mapping[str, Any]) -> str:
     if kind == "composition":
-        return "The package `treering` has to be installed; `model.use(RULE)` joins the experts by another rule."
+        return (
+            "The code that this trusts is `modeling_treering.py`, which needs torch and transformers alone and gives "
+            "the same logits as Treering. With Treering it is faster, and no code of a repository runs: "
+            f'`treering.load_model("{name}")`, `treering.load_tokenizer("{name}")`.'
+        )
     begins = printable(str(_within(training, "origin", "data", "tokenizer").get("separator") or "</s>"))
     return (
         f"It is a plain checkpoint: Treering need not be installed. Texts began after `{begins}` in training; with "

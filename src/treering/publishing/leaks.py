@@ -11,12 +11,14 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from treering.inlining import inlined
 from treering.reading import printable
+from treering.registration import AUTO_MAP, CODE, LOADER
 
 PARTS = (
     "README.md", "LICENSE*", "NOTICE*", "config.json", "generation_config.json", "*.safetensors",
     "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "modeling_treering.py", "substrate.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", LOADER, "substrate.json",
     "training.json", "history.json", "growth.json", "abilities.json", "growth.png", "adapter_config.json",
 )  # fmt: skip
 """Files that a model consists of; what else lies beside it may be anybody's."""
@@ -119,9 +121,14 @@ def _in_text(path: Path, name: str) -> Iterator[Leak]:
     for what, pattern in _SECRETS.items():
         if match := re.search(pattern, text):
             yield Leak(name, f"has what looks like {what}: {match.group()[:8]}…", "secret")
+    if name == LOADER and text != inlined(CODE):
+        yield Leak(name, "is not the code that this Treering writes; treering compose rule writes it anew", "file")
     if path.suffix == ".json" and not name.endswith(("tokenizer.json", "vocab.json", "added_tokens.json")):
         try:
-            yield from _paths(json.loads(text), name, "")
+            values = json.loads(text)
+            if isinstance(values, dict) and values.get("auto_map") not in (None, AUTO_MAP):
+                yield Leak(f"{name}: auto_map", "names code that is not Treering's", "file")
+            yield from _paths(values, name, "")
         except (ValueError, RecursionError):
             yield Leak(name, "is no JSON", "file")
     elif path.suffix in (".md", ".py", ".jinja"):
