@@ -245,9 +245,9 @@ def scale_residual_outputs(model: PreTrainedModel) -> None:
     GPT-2's initialisation (Radford et al. 2019, section 2.3).
     """
     stack = blocks(model)
-    for output in (output for block in stack for output in residual_outputs(block)):
-        with torch.no_grad():
-            output.weight.div_(math.sqrt(2 * len(stack)))
+    with torch.no_grad():
+        for output in (output for block in stack for output in residual_outputs(block) if output.dim() > 1):
+            output.div_(math.sqrt(2 * len(stack)))
 
 
 def require_fit(model: PreTrainedModel, corpus: corpora.Corpus, tokenizer: PreTrainedTokenizerFast) -> None:
