@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,15 @@ def test_the_architecture_is_the_papers():
         False,
     )
     assert (config.intermediate_size, config.max_position_embeddings) == (4096, 1024)
+
+
+def test_a_configuration_with_older_names_says_the_same(tmp_path):
+    """transformers 4.57 took 0.25 where there was no rotary_pct: other logits, and no word of it."""
+    config = gpt_neox(PRESETS["tiny"])
+    backbone.with_older_names(config).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    assert (said["rotary_pct"], said["rotary_emb_base"]) == (1.0, 10_000.0)
+    assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
 
 
 def test_unknown_preset_lists_the_known():

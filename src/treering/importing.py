@@ -23,7 +23,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from treering import tokenizer as tokenizers
-from treering.backbone import Preset, gpt_neox
+from treering.backbone import Preset, gpt_neox, with_older_names
 from treering.composition.loading import weights
 from treering.composition.schema import MOST_CONFIGURATION
 from treering.errors import TreeringError
@@ -112,7 +112,7 @@ def import_checkpoint(
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id
     with staged_directory(output) as staging, explain_full_disk(Path(output).parent):
-        config.save_pretrained(staging)
+        with_older_names(config).save_pretrained(staging)
         save_file(tensors, staging / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizers.save(tokenizer, staging)

@@ -64,7 +64,7 @@ def test_a_branch_of_every_family(family, plan, foreign, expert, growing, settin
 
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("base", "cached")]
     differing = {name for name in configs[0] | configs[1] if configs[0].get(name) != configs[1].get(name)}
-    assert differing <= {"num_hidden_layers", "n_layer", *backbone.PER_BLOCK}
+    assert differing <= {"num_hidden_layers", "n_layer", "rotary_pct", "rotary_emb_base", *backbone.PER_BLOCK}
 
     tied = base().config.tie_word_embeddings
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "cached").eval()

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallba
 
 from treering import corpus as corpora
 from treering import tokenizer as tokenizers
-from treering.backbone import blocks, residual_outputs, standing
+from treering.backbone import blocks, residual_outputs, standing, with_older_names
 from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory
 from treering.publishing.card import write_card
@@ -359,6 +359,7 @@ def export(
     record = {"origin": origin, "settings": settings.model_dump(mode="json"), "measured": measured}
     with staged_directory(output) as staging:
         model.save_pretrained(staging)
+        with_older_names(model.config).save_pretrained(staging)
         context, docked = getattr(model.config, "max_position_embeddings", None), standing(model.config) is not None
         tokenizers.save(tokenizer, staging, context, begins_with_separator=docked)
         (staging / "training.json").write_text(json.dumps(record, indent=2))
