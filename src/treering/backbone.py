@@ -6,6 +6,7 @@ rotary attention over the whole head and an untied output head, so every model i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -121,6 +122,18 @@ def gpt_neox(shape: Preset) -> GPTNeoXConfig:
     )
 
 
+def with_older_names(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A configuration that says a GPT-NeoX's rotary attention also as transformers 4 and llama.cpp's converter read it.
+
+    Where they do not find it so, the former turns a quarter of each head and says nothing.
+    """
+    config = copy.deepcopy(config)
+    if config.model_type == "gpt_neox":
+        config.rotary_pct = config.rope_parameters["partial_rotary_factor"]
+        config.rotary_emb_base = config.rope_parameters["rope_theta"]
+    return config
+
+
 Logits = Callable[[Tensor, PreTrainedConfig], Tensor]
 """What a family makes of its head's outputs […, vocab]."""
 
@@ -133,6 +146,8 @@ class Family:
         output_norms: names of a block's norms that stand between its layers and the residual stream, if there are any.
         norm_offset: what such a norm adds to its weight.
         logits: what is done to the head's outputs; nothing, if None.
+        returns_tuple: a block returns its hidden states as the first of a tuple.
+        dropout: fields of the configuration by which a block drops out; where modules hold it, there are none.
         plain: the forward is embedding, blocks, final norm, head, and nothing else: embeddings are neither scaled nor
             added to, and logits are what the head says.
     """
@@ -144,6 +159,8 @@ class Family:
     output_norms: tuple[str, ...] = ()
     norm_offset: float = 0.0
     logits: Logits | None = None
+    returns_tuple: bool = False
+    dropout: tuple[str, ...] = ()
     plain: bool = True
 
 
@@ -169,6 +186,16 @@ FAMILIES: dict[str, Family] = {
     "phi3": _LLAMA,
     "smollm3": _LLAMA,
     "olmo2": Family(output_norms=_POST_NORMS),
+    "stablelm": _LLAMA,
+    "starcoder2": _LLAMA,
+    "mixtral": _LLAMA,
+    "falcon": Family(
+        "transformer.word_embeddings",
+        "transformer.h",
+        "transformer.ln_f",
+        returns_tuple=True,
+        dropout=("hidden_dropout", "attention_dropout"),
+    ),
     "gemma": Family(plain=False),  # scales embeddings
     "gemma2": _GEMMA_2,  # scales embeddings, caps logits
     "gemma3_text": _GEMMA_2,
@@ -250,10 +277,17 @@ def linear_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)}
 
 
-def residual_outputs(block: nn.Module) -> list[nn.Linear | Conv1D]:
-    """The linear layers that a block's attention and MLP end in."""
-    names = ("dense", "dense_4h_to_h", "o_proj", "down_proj", "c_proj")
-    return [module for name, module in linear_layers(block).items() if name.rpartition(".")[2] in names]
+def numbers_a_token(block: nn.Module, config: PreTrainedConfig) -> int:
+    """How many numbers of a block's matrices a token is multiplied by: of a mixture's experts, those it is sent to."""
+    everyones = sum(p.numel() for p in block.parameters() if p.dim() == 2)
+    an_expert = sum(p[0].numel() for p in block.parameters() if p.dim() == 3)
+    return everyones + (config.num_experts_per_tok * an_expert if an_expert else 0)
+
+
+def residual_outputs(block: nn.Module) -> list[nn.Parameter]:
+    """Matrices and biases that a block's attention and MLP end in, those of all its experts among them."""
+    names = {"dense", "dense_4h_to_h", "o_proj", "down_proj", "c_proj"}
+    return [parameter for name, parameter in block.named_parameters() if names & set(name.split(".")[-2:])]
 
 
 def silence(block: nn.Module, family: Family) -> None:
@@ -262,12 +296,10 @@ def silence(block: nn.Module, family: Family) -> None:
     Where a norm follows its last layers, that norm's weight is what becomes zero: behind it, the least output of the
     layers would be blown up to the norm's own size.
     """
-    outputs: list[Any] = [block.get_submodule(name) for name in family.output_norms] or [*residual_outputs(block)]
+    norms = [block.get_parameter(f"{name}.weight") for name in family.output_norms]
     with torch.no_grad():
-        for output in outputs:
-            output.weight.fill_(-family.norm_offset if family.output_norms else 0.0)
-            if getattr(output, "bias", None) is not None:
-                output.bias.zero_()
+        for output in norms or residual_outputs(block):
+            output.fill_(-family.norm_offset if norms else 0.0)
 
 
 def _set(model: PreTrainedModel, path: str, module: nn.Module) -> None:

@@ -21,8 +21,8 @@ from treering.growth.recipe import as_plan
 from treering.training.progress import Display
 
 LARGE = Shape(
-    embedding=500_000_000, block=70_000_000, linear=(("a", 4096, 12_288),), norm=8192, head=5_000_000, width=4096,
-    positions=512,
+    embedding=500_000_000, block=70_000_000, linear=(("a", 4096, 12_288),), met=4096 * 12_288, norm=8192,
+    head=5_000_000, width=4096, positions=512,
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig
 from transformers import MistralForCausalLM as Mistral
 
 from treering import tokenizer as tokenizers
@@ -26,6 +26,7 @@ from treering.composition import (
     variant,
 )
 from treering.errors import TreeringError
+from treering.growth import deepen
 
 VOCABULARY = 60
 RULES = ["mean", "probability", "evidence", "evidence:switch=0.1", "top_k", "top_k:k=2", "gate", "adapter"]
@@ -176,6 +177,56 @@ def test_windows_that_slide_over_a_trunk(apart, spec):
     for way in ({}, {"prompt_lookup_num_tokens": 4}, {"use_cache": False}):
         options = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False} | way
         assert joined.generate(prompt, **options).equal(alone.generate(prompt, **options))
+
+
+FALCON = {"num_kv_heads": 2, "max_position_embeddings": 128}
+OTHERS = [
+    ("falcon", FALCON),
+    ("falcon", FALCON | {"parallel_attn": False, "multi_query": False, "alibi": True}),
+    ("falcon", FALCON | {"new_decoder_architecture": True}),
+    ("mixtral", {"num_key_value_heads": 1, "num_local_experts": 4, "intermediate_size": 48}),
+    ("stablelm", {"num_key_value_heads": 1, "intermediate_size": 48}),
+    ("starcoder2", {"num_key_value_heads": 1, "intermediate_size": 48}),
+]
+
+
+def of_family(family, config, vocabulary=VOCABULARY):
+    """A model of two blocks, and two branches of one block more."""
+    shape = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape | config)).eval()
+    given = {"base": base, "a": copy.deepcopy(base), "b": copy.deepcopy(base)}
+    for name in ("a", "b"):
+        deepen(given[name], (3,), "random")
+    return given
+
+
+@pytest.mark.parametrize(("family", "config"), OTHERS)
+def test_other_families_share_their_trunk_too(apart, ids, family, config):
+    given = of_family(family, config)
+    joined, alone = compose(given, "evidence"), apart("evidence", given)
+    assert [(t.first, t.last, len(t.experts)) for t in joined.tree.trunks.values()] == [(0, 2, 3)]
+    rows = torch.cat([ids[:1, :12], torch.cat([torch.zeros(1, 3, dtype=torch.long), ids[1:, :9]], 1)])
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+    with torch.no_grad():
+        assert joined(ids).logits.equal(alone(ids).logits)
+        written = joined.generate(rows, attention_mask=(rows != 0).long(), **options)
+        assert written[:1].equal(alone.generate(rows[:1], **options))
+        assert written[1:, 3:].equal(alone.generate(rows[1:, 3:], **options))
+
+
+@pytest.mark.parametrize(("family", "config"), OTHERS)
+def test_directories_of_other_families_share_their_trunk_too(ids, tokenizer, tmp_path, family, config):
+    given = of_family(family, config, len(tokenizer))
+    for name, model in given.items():
+        model.save_pretrained(tmp_path / name)
+        tokenizers.save(tokenizer, tmp_path / name)
+    compose_directories({name: tmp_path / name for name in given}, tmp_path / "joined")
+    loaded = load_model(tmp_path / "joined")
+    assert [(t.first, t.last, len(t.experts)) for t in loaded.tree.trunks.values()] == [(0, 2, 3)]
+    with torch.no_grad():
+        assert loaded(ids).logits.equal(compose(given)(ids).logits)
 
 
 def test_the_trunk_reads_a_text_once_and_sleeping_branches_do_not(experts, ids):

@@ -11,9 +11,23 @@ from treering.growth.blocks import only, require_one_kind, sources, tied
 IDS = torch.arange(2 * 24).view(2, 24) * 7 % 700
 
 
-@pytest.fixture(params=backbone.FAMILIES)
+VARIANTS = {
+    "falcon, one after the other": (
+        "falcon",
+        {"parallel_attn": False, "multi_query": False, "num_kv_heads": 2, "bias": True},
+    ),
+    "falcon, new": ("falcon", {"new_decoder_architecture": True}),
+    "falcon, new, one norm": ("falcon", {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}),
+    "falcon, alibi": ("falcon", {"alibi": True}),
+    "mixtral, window": ("mixtral", {"sliding_window": 8}),
+    "stablelm, parallel": ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True, "qk_layernorm": True}),
+}
+
+
+@pytest.fixture(params=[*backbone.FAMILIES, *VARIANTS])
 def model(request, expert, foreign):
-    return expert(0, 2) if request.param == "gpt_neox" else foreign(request.param)
+    family, config = VARIANTS.get(request.param, (request.param, {}))
+    return expert(0, 2) if family == "gpt_neox" else foreign(family, **config)
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ def test_a_branch_of_every_family(family, plan, foreign, expert, growing, settin
 
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("base", "cached")]
     differing = {name for name in configs[0] | configs[1] if configs[0].get(name) != configs[1].get(name)}
-    assert differing <= {"num_hidden_layers", "n_layer", *backbone.PER_BLOCK}
+    assert differing <= {"num_hidden_layers", "n_layer", "rotary_pct", "rotary_emb_base", *backbone.PER_BLOCK}
 
     tied = base().config.tie_word_embeddings
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "cached").eval()
@@ -117,12 +117,23 @@ def test_a_tied_head_that_trains_at_last_is_untied_from_the_start(foreign, growi
     assert not last["lm_head.weight"].equal(table)
 
 
-def test_dropout_of_the_base_neither_trains_nor_is_forgotten(foreign, growing, settings, tmp_path):
-    model = foreign("gpt2", resid_pdrop=0.3, attn_pdrop=0.3, embd_pdrop=0.3)
-    growing(model, tmp_path / "out", branch(2), settings, prefix="float32")
-    growing(foreign("gpt2"), tmp_path / "default", branch(2), settings, prefix="float32")
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("gpt2", ("resid_pdrop", "attn_pdrop", "embd_pdrop")),
+        ("falcon", ("hidden_dropout", "attention_dropout")),
+        ("stablelm", ("hidden_dropout", "attention_dropout")),
+        ("mixtral", ("attention_dropout", "router_jitter_noise")),
+        ("starcoder2", ("residual_dropout", "attention_dropout", "embedding_dropout")),
+    ],
+)
+def test_dropout_of_the_base_neither_trains_nor_is_forgotten(foreign, growing, settings, tmp_path, family, fields):
+    said = dict.fromkeys(fields, 0.3)
+    growing(foreign(family, **said), tmp_path / "out", branch(2), settings, prefix="float32")
+    none = foreign(family, **dict.fromkeys(fields, 0.0))
+    growing(none, tmp_path / "default", branch(2), settings, prefix="float32")
     assert losses(tmp_path / "out") == losses(tmp_path / "default")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["resid_pdrop"] == 0.3
+    assert json.loads((tmp_path / "out" / "config.json").read_text()).items() >= said.items()
 
 
 def test_a_frozen_head_on_a_fresh_model_is_refused_before_anything_is_made(fresh, growing, settings, tmp_path):

@@ -54,10 +54,16 @@ def test_the_papers_study_trains_what_the_paper_says():
     assert costs[-1].total == count_parameters(preset("study-glyph")).total
 
 
-@pytest.mark.parametrize("plan", [branch(2), branch(2, 0, 1), branch(2, 1, 1), branch(2, 1, 0, "trained")])
-def test_a_branch_is_counted_as_it_computes(foreign, plan):
+@pytest.mark.parametrize(
+    ("family", "plan"),
+    [
+        *(("llama", plan) for plan in (branch(2), branch(2, 0, 1), branch(2, 1, 1), branch(2, 1, 0, "trained"))),
+        *((family, branch(2, 1)) for family in ("mixtral", "falcon")),
+    ],
+)
+def test_a_branch_is_counted_as_it_computes(foreign, family, plan):
     """Parameters of the real tied model, and PyTorch's own count of its matrix products."""
-    model, length = foreign(tie_word_embeddings=True), 32
+    model, length = foreign(family, tie_word_embeddings=True, experts_implementation="eager"), 32
     placed = steps(plan, 2)
     (cost,) = count(placed, [2 * length], shape_of(model.config, 2 * length))
     if placed[0].stage.head == "trained":

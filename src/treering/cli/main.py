@@ -25,6 +25,7 @@ from treering.cli import (
     eval,
     explain,
     grow,
+    importing,
     init,
     model,
     publish,
@@ -79,6 +80,7 @@ app.command()(train.train)
 app.command()(grow.grow)
 app.add_typer(compose.app, name="compose")
 app.command()(compose.generate)
+app.command("import")(importing.import_)
 app.command()(explain.explain)
 app.command()(serve.serve)
 app.add_typer(eval.app, name="eval")

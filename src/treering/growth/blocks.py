@@ -119,13 +119,23 @@ def fresh_model(
     return AutoModelForCausalLM.from_config(small)
 
 
-def still(model: nn.Module) -> None:
+_NOISE = ("attention_dropout", "residual_dropout", "embedding_dropout", "jitter_noise")
+"""Attributes by which a module drops out, or sends tokens to experts by chance, without a layer for it."""
+
+
+def still(model: PreTrainedModel) -> None:
     """Let nothing drop out: a frozen block must make the same of a text every time."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name in _NOISE:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    if fields := backbone.family(model.config).dropout:
+        quiet = copy.deepcopy(model.config)
+        for field in fields:
+            setattr(quiet, field, 0.0)
+        _place(backbone.blocks(model), quiet)
 
 
 @contextmanager
@@ -164,15 +174,18 @@ def _place(stack: Iterable[nn.Module], config: PreTrainedConfig) -> None:
 def _scale_outputs(block: nn.Module, factor: float) -> None:
     with torch.no_grad():
         for output in backbone.residual_outputs(block):
-            for parameter in output.parameters():
-                parameter.mul_(factor)
+            output.mul_(factor)
 
 
 class _Absent(nn.Module):
-    """Where a block stood: what comes in goes out."""
+    """Where a block stood: what comes in goes out, in the way that the family's blocks return it."""
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states
+    def __init__(self, family: backbone.Family) -> None:
+        super().__init__()
+        self.returns_tuple = family.returns_tuple
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
+        return (hidden_states, None) if self.returns_tuple else hidden_states
 
 
 class _Entrance(_Absent):
@@ -184,8 +197,8 @@ class _Entrance(_Absent):
         """Hook before the model's forward."""
         self.given = kwargs["inputs_embeds"]
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.given
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
+        return super().forward(self.given)
 
 
 @contextmanager
@@ -196,16 +209,16 @@ def only(model: PreTrainedModel, low: int, high: int | None = None) -> Iterator[
     final norm stays too; with it the base model returns the hidden states after block ``high`` as they are. If ``low``
     is not 0, the embedding is taken out as well, and the model reads hidden states: ``inputs_embeds``.
     """
-    stack, norm = backbone.blocks(model), backbone.final_norm(model)
+    stack, norm, family = backbone.blocks(model), backbone.final_norm(model), backbone.family(model.config)
     table = backbone.embedding(model)
     top = len(stack) if high is None else high
-    partial = [block if low <= index < top else _Absent() for index, block in enumerate(stack)]
+    partial = [block if low <= index < top else _Absent(family) for index, block in enumerate(stack)]
     with ExitStack() as undo:
         undo.callback(model.set_input_embeddings, table)
         undo.callback(backbone.set_final_norm, model, norm)
         undo.callback(backbone.set_blocks, model, stack)
         if low:
-            partial[0] = entrance = _Entrance()
+            partial[0] = entrance = _Entrance(family)
             undo.callback(model.base_model.register_forward_pre_hook(entrance.note, with_kwargs=True).remove)
             model.set_input_embeddings(nn.Identity())
         if high is not None:

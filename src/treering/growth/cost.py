@@ -29,12 +29,14 @@ class Shape:
     Attributes:
         embedding: with what a family adds to it.
         linear: (inputs, outputs) of each linear layer of a block, by the layer's name.
+        met: numbers of a block's matrices that a token is multiplied by.
         tied: the head is the embedding, until it trains.
     """
 
     embedding: int
     block: int
     linear: tuple[tuple[str, int, int], ...]
+    met: int
     norm: int
     head: int
     width: int
@@ -52,7 +54,7 @@ class Shape:
     @property
     def linear_flops(self) -> int:
         """FLOPs of a forward pass for a token through a block's linear layers."""
-        return 2 * sum(inputs * outputs for _, inputs, outputs in self.linear)
+        return 2 * self.met
 
     @property
     def attention_flops(self) -> int:
@@ -124,6 +126,7 @@ def shape_of(config: PreTrainedConfig, positions: int) -> Shape:
         embedding=head + added,
         block=_size(block),
         linear=tuple(linear),
+        met=backbone.numbers_a_token(block, config),
         norm=_size(backbone.final_norm(model)),
         head=head,
         width=config.hidden_size,

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallba
 
 from treering import corpus as corpora
 from treering import tokenizer as tokenizers
-from treering.backbone import blocks, residual_outputs, standing
+from treering.backbone import blocks, residual_outputs, standing, with_older_names
 from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory
 from treering.publishing.card import write_card
@@ -245,9 +245,9 @@ def scale_residual_outputs(model: PreTrainedModel) -> None:
     GPT-2's initialisation (Radford et al. 2019, section 2.3).
     """
     stack = blocks(model)
-    for output in (output for block in stack for output in residual_outputs(block)):
-        with torch.no_grad():
-            output.weight.div_(math.sqrt(2 * len(stack)))
+    with torch.no_grad():
+        for output in (output for block in stack for output in residual_outputs(block) if output.dim() > 1):
+            output.div_(math.sqrt(2 * len(stack)))
 
 
 def require_fit(model: PreTrainedModel, corpus: corpora.Corpus, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -359,6 +359,7 @@ def export(
     record = {"origin": origin, "settings": settings.model_dump(mode="json"), "measured": measured}
     with staged_directory(output) as staging:
         model.save_pretrained(staging)
+        with_older_names(model.config).save_pretrained(staging)
         context, docked = getattr(model.config, "max_position_embeddings", None), standing(model.config) is not None
         tokenizers.save(tokenizer, staging, context, begins_with_separator=docked)
         (staging / "training.json").write_text(json.dumps(record, indent=2))
