@@ -56,6 +56,7 @@ from treering.training.run import (
     require_unchanged,
     validation_blocks,
 )
+from treering.training.settings import Keep
 from treering.training.turns import ByTurns
 from treering.training.unfinished import claim, clean, unfinished_of, was_made
 
@@ -248,8 +249,10 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: np.ndar
             text = replace(run.text, train=Reading(run.text.train.blocks, order))
         prefix_seconds = round(time.perf_counter() - begun, 2)
         settings, origin = step.stage.training(run.training, tokens), run.own | {"stage": step.number}
-        turns, patience = _turns(model, step), step.stage.patience
-        result, final = optimise(model, text, unfinished, settings, origin, run.console, moments, patience, turns)
+        # What a later stage goes on from is the end: the optimiser's state belongs to it, and the text that was read.
+        keep: Keep = "last" if remaining[1:] else run.training.keep or "last"
+        settings = settings.model_copy(update={"keep": keep})
+        result, final = optimise(model, text, unfinished, settings, origin, run.console, moments, _turns(model, step))
     require_unchanged(frozen, model)
     if attached is not None:
         lora.merge(attached)

@@ -21,6 +21,7 @@ from transformers.integrations import TensorBoardCallback
 
 from treering.errors import TreeringError
 from treering.training.divergence import Diverged
+from treering.training.length import lowest
 from treering.training.processes import in_any
 
 ROOMY = 100
@@ -102,8 +103,9 @@ class Plateau(TrainerCallback):
         self.patience = patience
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        if len(losses) - 1 - losses.index(min(losses)) >= self.patience:
+        seen = [entry for entry in state.log_history if "eval_loss" in entry]
+        best = lowest(seen)
+        if sum(best is not None and entry["step"] > best["step"] for entry in seen) >= self.patience:
             control.should_training_stop = True
             control.should_save = False  # whoever went on from a checkpoint here would train beyond the end
 

@@ -27,7 +27,7 @@ from treering.publishing.card import write_card
 from treering.seal import seal
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.divergence import Diverged, explain
-from treering.training.length import too_far
+from treering.training.length import lowest, too_far
 from treering.training.loss import collate, fused_loss
 from treering.training.order import Reading, Text, batch_shape, blocks_per_step, reading_order
 from treering.training.processes import decided, in_any, on_cpu, processes, sole_writer
@@ -45,9 +45,16 @@ RUN = "run.json"
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished run measured; ``history`` is the Trainer's log, with tokens and bits per byte added."""
+    """What a finished run measured; ``history`` is the Trainer's log, with tokens and bits per byte added.
+
+    Attributes:
+        steps: of the whole run.
+        kept_step: after which the weights are those that it left.
+        validation_bits_per_byte: of those.
+    """
 
     steps: int
+    kept_step: int
     tokens: int
     seconds: float
     tokens_per_second: float
@@ -81,6 +88,7 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
     """
     output, console = Path(output), console or Console()
+    settings = settings.model_copy(update={"keep": settings.keep or "best"})
     unfinished, own = unfinished_of(output), _own(settings, origin)
     with sole_writer(output):
         if decided(lambda: was_made(_made(output), own, unfinished, RUN, console)):
@@ -146,7 +154,6 @@ def optimise(
     origin: dict[str, Any] | None = None,
     console: Console | None = None,
     moments: Moments | None = None,
-    patience: int | None = None,
     turns: ByTurns | None = None,
 ) -> tuple[TrainingResult, Moments]:
     """The run alone: train ``model`` in place, with checkpoints in ``unfinished``, which stays, and export nothing.
@@ -154,11 +161,10 @@ def optimise(
     Args:
         text: read once, from the first block to the last.
         moments: where the optimiser begins with parameters that have trained before.
-        patience: end early after so many validations without gain.
         turns: of parameters that do not train all the time.
 
     Returns:
-        What was measured, and the optimiser's state at the end.
+        What was measured, and the optimiser's state at the end, which is not that of weights kept from before it.
 
     Raises:
         TreeringError: see `train`.
@@ -172,8 +178,8 @@ def optimise(
     interruption = Interruption()
     display = Display(tokens_per_step, text.bytes_per_token, console)
     callbacks: list[TrainerCallback] = [display, interruption, Clock(settings.checkpoint_minutes), EvaluateAtEnd()]
-    if patience:
-        callbacks.append(Plateau(patience))
+    if settings.patience:
+        callbacks.append(Plateau(settings.patience))
     if turns:
         callbacks.append(turns)
     if settings.tensorboard:
@@ -188,6 +194,8 @@ def optimise(
             callbacks=callbacks,
         )
         trainer.moments = moments or {}
+        if settings.keep == "best":
+            trainer.keep_best()
         _keep_quiet(trainer)
         claim(unfinished, RUN, _own(settings, origin), console)
         checkpoint = intact_checkpoint(unfinished, console)
@@ -209,17 +217,28 @@ def optimise(
                 f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
                 "Run the same command again to go on from there."
             )
+    if trainer.best:
+        trainer.best.restore()
     log = trainer.state.log_history  # a checkpoint sorts the names in its entries
     history = [dict(sorted(entry.items())) for entry in log if "loss" in entry or "eval_loss" in entry]
+    kept = lowest(history) if trainer.best else next(entry for entry in reversed(history) if "eval_loss" in entry)
+    assert kept is not None
     result = TrainingResult(
         steps=trainer.state.global_step,
+        kept_step=int(kept["step"]),
         tokens=trainer.state.global_step * tokens_per_step,
         seconds=round(trained.metrics["train_runtime"], 2),
         tokens_per_second=[e["tokens_per_second"] for e in history if "loss" in e][-1],
-        validation_bits_per_byte=[e["eval_bits_per_byte"] for e in history if "eval_loss" in e][-1],
+        validation_bits_per_byte=kept["eval_bits_per_byte"],
         history=history,
     )
-    if told := too_far(history):
+    if result.steps < trainer.state.max_steps:
+        console.print(
+            f"  ended at step {result.steps:,} of {trainer.state.max_steps:,}: "
+            f"{settings.patience} validations without gain (patience)",
+            highlight=False,
+        )
+    if told := too_far(history, settings.keep):
         console.print(f"  {told}", highlight=False)
     return result, trainer.final_moments()
 

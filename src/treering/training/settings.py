@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from treering.recipe import Schema, Seed
 
 Schedule = Literal["cosine", "linear", "constant"]
+Keep = Literal["best", "last"]
+"""Which weights a run leaves: those of its lowest validation, or of its last step."""
 MOST_BLOCKS = 1_000
 """Of a stack; far beyond the deepest that anybody trains here."""
 
@@ -37,6 +39,10 @@ class Training(Schema):
     residual_init: bool = Field(True, description="scale the blocks' output matrices by 1/√(2·layers) at the start")
     precision: Literal["float32", "bfloat16"] = "float32"
     evaluations: Steps = Field(10, description="how often validation bits per byte are measured in the run")
+    keep: Keep | None = Field(
+        None, description="weights of the best validation or of the last step: best if not given, last of what grows"
+    )
+    patience: Steps | None = Field(None, description="end early after so many validations without gain")
     checkpoint_steps: Steps = Field(500, description="most steps between resumable checkpoints")
     checkpoint_minutes: float = Field(10, gt=0, description="most minutes between them")
     tensorboard: bool = False
