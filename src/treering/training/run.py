@@ -22,19 +22,22 @@ from treering import corpus as corpora
 from treering import tokenizer as tokenizers
 from treering.backbone import blocks, residual_outputs, standing
 from treering.errors import Interrupted, TreeringError
-from treering.output import explain_full_disk, require_new, staged_directory
+from treering.output import explain_full_disk, require_new, staged_directory, unfinished_of
 from treering.publishing.card import write_card
 from treering.seal import seal
+from treering.training.announcing import Announcement
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.divergence import Diverged, explain
 from treering.training.length import lowest, too_far
 from treering.training.loss import collate, fused_loss
 from treering.training.order import Reading, Text, batch_shape, blocks_per_step, reading_order
 from treering.training.processes import decided, in_any, on_cpu, processes, sole_writer
-from treering.training.progress import Clock, Display, EvaluateAtEnd, Interruption, Plateau, tensorboard
+from treering.training.progress import Clock, Display, EvaluateAtEnd, Interruption, Plateau
 from treering.training.settings import Training
+from treering.training.status import Part
+from treering.training.trackers import require_trackers, trackers
 from treering.training.turns import ByTurns
-from treering.training.unfinished import checkpoints, claim, clean, intact_checkpoint, unfinished_of, was_made
+from treering.training.unfinished import checkpoints, claim, clean, intact_checkpoint, was_made
 
 Moments = dict[str, dict[str, Tensor]]
 """By parameter's name, what the optimiser keeps of it (Adam: step, running mean and square of the gradient)."""
@@ -96,13 +99,14 @@ def train(
             console.print(f"{output}: complete, nothing to do", markup=False)
             return _result_of(output)
         require_new(output)
+        require_trackers(settings.report_to)
         require_fit(model, corpus, tokenizer)
         validation, bytes_per_token = validation_blocks(corpus, tokenizer)
         block_size = corpus.manifest.block_size
         order = reading_order(len(corpus.train), settings.seed, 0, _blocks_to_read(settings, corpus))
         text = Text(Reading(corpus.train, order), validation, bytes_per_token, block_size, tokenizer)
         frozen = frozen_digests(model)
-        result, _ = optimise(model, text, unfinished, settings, origin, console)
+        result, _ = optimise(model, text, unfinished, Part(output), settings, origin, console)
         require_unchanged(frozen, model)
         if processes().is_main_process:
             with explain_full_disk(output.parent):
@@ -150,6 +154,7 @@ def optimise(
     model: PreTrainedModel,
     text: Text,
     unfinished: Path,
+    part: Part,
     settings: Training,
     origin: dict[str, Any] | None = None,
     console: Console | None = None,
@@ -160,6 +165,7 @@ def optimise(
 
     Args:
         text: read once, from the first block to the last.
+        part: what the run is, where others are told of it.
         moments: where the optimiser begins with parameters that have trained before.
         turns: of parameters that do not train all the time.
 
@@ -177,13 +183,17 @@ def optimise(
     tokens_per_step = blocks_per_step(settings, text.block_size) * text.block_size
     interruption = Interruption()
     display = Display(tokens_per_step, text.bytes_per_token, console)
-    callbacks: list[TrainerCallback] = [display, interruption, Clock(settings.checkpoint_minutes), EvaluateAtEnd()]
+    callbacks: list[TrainerCallback] = [
+        display,
+        interruption,
+        Clock(settings.checkpoint_minutes),
+        EvaluateAtEnd(),
+        Announcement(part, display),
+    ]
     if settings.patience:
         callbacks.append(Plateau(settings.patience))
     if turns:
         callbacks.append(turns)
-    if settings.tensorboard:
-        callbacks.append(tensorboard(unfinished.with_suffix(".tensorboard")))
     with fused_loss(model), explain_full_disk(unfinished.parent), interruption, display:
         trainer = AtomicTrainer(
             model=model,
@@ -198,6 +208,9 @@ def optimise(
             trainer.keep_best()
         _keep_quiet(trainer)
         claim(unfinished, RUN, _own(settings, origin), console)
+        if trainer.is_world_process_zero():
+            for tracker in trackers(settings.report_to, part, unfinished):
+                trainer.add_callback(tracker)
         checkpoint = intact_checkpoint(unfinished, console)
         if checkpoint and trainer.is_world_process_zero():
             console.print(f"  going on from step {checkpoint.name.rpartition('-')[2]} of an unfinished run")
