@@ -14,6 +14,7 @@ TRAINING = {"datasets", "peft", "transformers.trainer", "matplotlib", "pandas"}
     ("code", "spared"),
     [
         ("import treering.cli.main", {"torch", "transformers", "numpy", "pydantic", *TRAINING}),
+        ("import treering.training.status", {"torch", "transformers", *TRAINING}),
         ("import treering.corpus", {"torch", "transformers", *TRAINING}),
         ("import treering.tokenizer", TRAINING),
         ("import treering.composition", TRAINING),

@@ -33,6 +33,7 @@ from treering.cli import (
     substrate,
     tokenizer,
     train,
+    watch,
 )
 from treering.cli.console import talk
 from treering.errors import Interrupted, TreeringError
@@ -77,6 +78,7 @@ app.add_typer(model.app, name="model")
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(grow.grow)
+app.command()(watch.watch)
 app.add_typer(compose.app, name="compose")
 app.command()(compose.generate)
 app.command()(explain.explain)
