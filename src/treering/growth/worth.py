@@ -23,7 +23,7 @@ class Measured:
     whole: float
 
 
-COPIED = (Measured(28, -0.022, +0.053),)
+COPIED = (Measured(5, +0.094, +0.087), Measured(28, -0.022, +0.053))
 """Width 32, six blocks, Russian and English (docs/results.md), the fewest tokens first."""
 
 
@@ -42,7 +42,7 @@ def worth_of_copied(costs: Sequence[StageCost]) -> str:
     )
     return (
         f"{tokens:,.1f} tokens for each of {parameters:,} parameters. Measured of copied (docs/results.md, one shape): "
-        f"{measured}. Nothing else was: where tokens are few, try --plan shallow-2 beside it."
+        f"{measured}. Nothing between was: with fewer than {COPIED[-1].tokens}, try --plan shallow-2 beside it."
     )
 
 
