@@ -12,12 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from treering.errors import TreeringError
 
 try:
     import fcntl
 except ImportError:  # Windows: no lock, so that starting an output twice is the user's to avoid
     fcntl = None  # type: ignore[assignment]
+
+CLOCK = 2.0
+"""Seconds by which the clocks of files and of processes may differ."""
 
 _held: set[Path] = set()
 """Outputs that this process has locked."""
@@ -182,18 +187,50 @@ def replaced_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
                 shutil.rmtree(replaced)
 
 
-def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Let a file hold ``content``: whole and on the disk, or as it was before."""
+def unfinished_of(output: Path) -> Path:
+    """Where the run that makes ``output`` keeps what it goes on from."""
+    return output.with_name(f"{output.name}.unfinished")
+
+
+def writer_of(target: str | os.PathLike[str]) -> int | None:
+    """The number of the process on this machine that holds `locked` for ``target``; nothing is locked to find that out.
+
+    One that began after the lock was taken has only the number of another that died.
+    """
+    target = Path(target).absolute()
+    path = target.with_name(f".{target.name}.lock")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        number = int(os.pread(descriptor, 32, 0))
+        taken = os.fstat(descriptor).st_mtime
+        return number if psutil.Process(number).create_time() <= taken + CLOCK else None
+    except (OSError, ValueError, OverflowError, psutil.Error):
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: str | os.PathLike[str], content: str | bytes, synced: bool = True) -> None:
+    """Let a file hold ``content``: whole and on the disk, or as it was before.
+
+    Args:
+        synced: false for what nobody needs after the machine stops.
+    """
     path = Path(path)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             os.fchmod(file.fileno(), 0o666 & ~_umask())
-            file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         Path(name).replace(path)
-        _sync(path.parent)
+        if synced:
+            _sync(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

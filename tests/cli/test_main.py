@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -89,3 +90,19 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     talk.stdout.close()
     assert talk.stderr.read() == ""
     assert talk.wait(timeout=30) == 141
+
+
+@pytest.mark.parametrize(
+    ("said", "spins"), [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "9"}, "9")]
+)
+def test_waiting_threads_sleep_soon_unless_the_user_says_how_they_wait(said, spins):
+    """It must be known before PyTorch is there, whose OpenMP reads it when it is loaded."""
+    code = (
+        "import os, sys; from treering.cli import main; assert 'torch' not in sys.modules\n"
+        "sys.argv = ['treering', '--version']\n"
+        "try: main()\n"
+        "except SystemExit: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    others = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", code], env=others | said, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{spins} False"

@@ -15,6 +15,7 @@ TRAINING = {"datasets", "peft", "transformers.trainer", "matplotlib"}
     ("code", "spared"),
     [
         ("import treering.cli.main", {"torch", "transformers", "numpy", "pandas", "pydantic", *TRAINING}),
+        ("import treering.training.status", {"torch", "transformers", "pandas", *TRAINING}),
         ("import treering.corpus", {"torch", "transformers", "pandas", *TRAINING}),
         ("import treering.tokenizer", TRAINING),
         ("import treering.composition", TRAINING),

@@ -491,3 +491,30 @@ def test_the_public_name():
     import treering
 
     assert treering.grow is grow
+
+
+def test_the_best_is_kept_of_the_last_stage_and_where_that_is_asked(growing, fresh, settings, tmp_path):
+    """A rate that grows until it does harm, in both stages; the first leaves what the second goes on from: its end."""
+    worsens = {"tokens": 2048, "evaluations": 4, "learning_rate": 1.0, "warmup": 0.9}
+    plan = Plan(stages=(Stage(new="1", start="random", share=0.5), Stage(new="2", share=0.5, keep_moments=True)))
+    last = growing(fresh(), tmp_path / "last", plan, settings.model_copy(update=worsens))
+    best = growing(fresh(), tmp_path / "best", plan, settings.model_copy(update=worsens | {"keep": "best"}))
+    bits = [
+        {e["step"]: e["eval_bits_per_byte"] for e in best.history if "eval_loss" in e and e["stage"] == stage}
+        for stage in (1, 2)
+    ]
+    kept = min(bits[1], key=bits[1].__getitem__)
+    assert kept < 4 and bits[0][4] > min(bits[0].values())
+    assert [stage.validation_bits_per_byte for stage in best.stages] == [bits[0][4], bits[1][kept]]
+    assert [stage.validation_bits_per_byte for stage in last.stages] == [bits[0][4], bits[1][4]]
+    measured = [json.loads((tmp_path / name / "training.json").read_text())["measured"] for name in ("last", "best")]
+    assert [(one["steps"], one["kept_step"]) for one in measured] == [(8, 8), (8, 4 + kept)]
+    first, second = ([tensors(tmp_path / name / "stages" / n) for name in ("last", "best")] for n in ("1", "2"))
+    assert all(first[0][name].equal(first[1][name]) for name in first[0])
+    assert not all(second[0][name].equal(second[1][name]) for name in second[0])
+
+
+def test_patience_of_a_run_is_that_of_every_stage_that_has_none(settings):
+    training = settings.model_copy(update={"patience": 3})
+    assert Stage(new="1", share=1.0).training(training, 1).patience == 3
+    assert Stage(new="1", share=1.0, patience=1).training(training, 1).patience == 1

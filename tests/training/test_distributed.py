@@ -46,7 +46,7 @@ config.vocab_size = len(tokenizer)
 batch = how.get("batch", 256)
 settings = Training(
     tokens=2048, batch_tokens=batch, micro_batch_tokens=how.get("micro", 128), evaluations=1, checkpoint_steps=2
-)
+).model_copy(update=how.get("training", {}))
 try:
     train(dock(config, substrate, tokenizer), tokenizer, Corpus.load(folder + "/corpus"), output, settings)
 except (TreeringError, Interrupted) as error:
@@ -126,5 +126,20 @@ def test_two_processes_agree_on_the_checkpoint(start, tmp_path):
     code, said = start(2, tmp_path / "parts")
     assert code == 0, said
     assert "checkpoint-5 cannot be used" in said.replace("\n", " ") and "going on from step 4" in said
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_same_best(start, tmp_path):
+    """At a rate that grows until it does harm; stopped after the best was found."""
+    worsens = {"training": {"evaluations": 8, "learning_rate": 1.0, "warmup": 0.9}}
+    assert start(2, tmp_path / "whole", **worsens)[0] == 0
+    assert "Stopped at step 5" in start(2, tmp_path / "parts", stop=5, **worsens)[1]
+    code, said = start(2, tmp_path / "parts", **worsens)
+    assert code == 0 and "going on from step 5" in said, said
+    measured = [json.loads((tmp_path / name / "training.json").read_text())["measured"] for name in ("whole", "parts")]
+    assert measured[0]["kept_step"] == measured[1]["kept_step"] < 5
+    assert said.count(f"kept step {measured[0]['kept_step']} of 8") == 2  # what each process prints here
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1]

@@ -58,6 +58,8 @@ DAMAGE = {
     "trainer_state.json deleted": lambda c: (c / "trainer_state.json").unlink(),
     "trained.safetensors flipped": lambda c: flip(c / "trained.safetensors"),
     "trained.safetensors empty": lambda c: os.truncate(c / "trained.safetensors", 0),
+    "best.safetensors flipped": lambda c: flip(c / "best.safetensors"),
+    "best.safetensors deleted": lambda c: (c / "best.safetensors").unlink(),
     "loss.json deleted": lambda c: (c / "loss.json").unlink(),
     "seal.json deleted": lambda c: (c / "seal.json").unlink(),
     "seal.json flipped": lambda c: flip(c / "seal.json"),

@@ -13,7 +13,7 @@ from rich.console import Console
 from treering.errors import TreeringError
 from treering.recipe import check_recipe
 from treering.training import ExpertRecipe, Training, train_expert
-from treering.training.length import chosen_length, too_far, too_few
+from treering.training.length import chosen_length, lowest, too_far, too_few
 
 
 @given(st.integers(1, 10**12), st.integers(1, 10**12))
@@ -26,14 +26,25 @@ def test_a_chosen_length_is_between_one_pass_and_eight(trained, available):
 
 
 def losses(*bits):
-    return [{"step": 10 * n, "eval_bits_per_byte": value} for n, value in enumerate(bits, 1)] + [{"loss": 1.0}]
+    validations = [{"step": 10 * n, "eval_loss": 2 * b, "eval_bits_per_byte": b} for n, b in enumerate(bits, 1)]
+    return [*validations, {"loss": 1.0}]
 
 
 def test_a_run_that_went_too_far_is_told():
-    assert too_far(losses(3.0, 2.0, 1.5)) is None
-    assert too_far(losses(3.0, 2.0, 2.001)) is None
-    told = too_far(losses(3.0, 2.934, 3.016))
+    for keep in ("best", "last"):
+        assert too_far(losses(3.0, 2.0, 1.5), keep) is None
+    assert too_far(losses(3.0, 2.0, 2.001), "last") is None
+    told = too_far(losses(3.0, 2.934, 3.016), "last")
     assert told.startswith("overfitting: validation was 2.934 bits/byte at step 20 and is 3.016 at the end")
+    told = too_far(losses(3.0, 2.934, 3.0, 3.016), "best")
+    assert told.startswith("kept step 20 of 40: validation 2.934 bits/byte; it rose to 3.016 after; fewer passes")
+    told = too_far(losses(3.0, 2.0, 2.001), "best")
+    assert told == "kept step 20 of 30: validation 2.000 bits/byte; it was no lower after"
+
+
+def test_of_equal_validations_the_first_is_the_lowest():
+    assert lowest(losses(3.0, 2.0, 2.0))["step"] == 20
+    assert lowest([{"loss": 1.0}]) is None
     assert too_few(200) is None
     assert too_few(46).startswith("46 steps are few")
 

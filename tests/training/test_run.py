@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import sys
 from dataclasses import replace
 
 import pytest
@@ -140,18 +139,6 @@ def test_frozen_parameters_that_change_are_an_error(run, model, settings, tmp_pa
     with pytest.raises(AssertionError, match="embed_in"):
         run(model, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
-
-
-def test_tensorboard_is_a_switch(run, model, settings, tmp_path):
-    pytest.importorskip("tensorboard")
-    run(model, tmp_path / "out", settings.model_copy(update={"tensorboard": True}))
-    assert list((tmp_path / "out.tensorboard").glob("events.*"))
-
-
-def test_tensorboard_that_is_not_installed_is_said_so(run, model, settings, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(TreeringError, match=r"pip install 'treering\[tensorboard\]'"):
-        run(model, tmp_path / "out", settings.model_copy(update={"tensorboard": True}))
 
 
 def test_existing_output_is_refused(run, model, settings, tmp_path):

@@ -47,7 +47,8 @@ def grow(
     from treering.cli.console import print_fitting, progress, results
     from treering.growth import PLANS, GrowthRecipe, GrowthResult, grow_recipe, survey
     from treering.growth.cost import as_brief_table, as_rows, as_table
-    from treering.growth.recipe import as_plan, begin
+    from treering.growth.recipe import Way, as_plan, begin
+    from treering.growth.worth import worth_of_copied
     from treering.recipe import check_recipe, load_recipe
     from treering.report import as_png, loss_curves
 
@@ -67,6 +68,8 @@ def grow(
         print_json(data=as_rows(costs))
     else:
         print_fitting(results() if dry_run else console, as_table(costs), as_brief_table(costs))
+    if isinstance(chosen.plan, Way) and chosen.plan.way == "copied":
+        console.print(worth_of_copied(costs))
     if dry_run:
         return
 

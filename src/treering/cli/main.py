@@ -34,10 +34,14 @@ from treering.cli import (
     substrate,
     tokenizer,
     train,
+    watch,
 )
 from treering.cli.console import talk
 from treering.errors import Interrupted, TreeringError
 from treering.reading import printable
+
+SPINS = "10000"
+"""Looks at a barrier before a thread sleeps: in a run of its own no slower than the library's default of many more."""
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -78,6 +82,7 @@ app.add_typer(model.app, name="model")
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(grow.grow)
+app.command()(watch.watch)
 app.add_typer(compose.app, name="compose")
 app.command()(compose.generate)
 app.command("import")(importing.import_)
@@ -98,6 +103,7 @@ def main() -> None:
     with contextlib.suppress(ValueError):  # not the main thread: whoever runs it there stops it in another way
         signal.signal(signal.SIGTERM, _terminate)
     logging.setLogRecordFactory(_log_record)
+    _let_waiting_threads_sleep_soon()
     try:
         app()
     except TreeringError as error:
@@ -118,6 +124,16 @@ def main() -> None:
             raise
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror}{where}. What was complete before is still there.")
+
+
+def _let_waiting_threads_sleep_soon() -> None:
+    """Have OpenMP's threads spin only a while before they wait asleep, unless the environment says how they wait.
+
+    Where others use the cores too, one that spins at a barrier keeps away the very thread that it waits for
+    (docs/training.md). GNU's OpenMP, which PyTorch has on Linux, reads this when PyTorch is imported, which is later.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -42,7 +42,7 @@ from treering.growth.stages import (
     stage_of,
     to_train,
 )
-from treering.output import explain_full_disk, require_new
+from treering.output import explain_full_disk, require_new, unfinished_of
 from treering.training import Training
 from treering.training.order import Reading, Text, blocks_per_step, reading_order
 from treering.training.processes import decided, processes, sole_writer
@@ -56,8 +56,11 @@ from treering.training.run import (
     require_unchanged,
     validation_blocks,
 )
+from treering.training.settings import Keep
+from treering.training.status import Part
+from treering.training.trackers import require_trackers
 from treering.training.turns import ByTurns
-from treering.training.unfinished import claim, clean, unfinished_of, was_made
+from treering.training.unfinished import claim, clean, was_made
 
 
 def grow(
@@ -114,6 +117,7 @@ def grow(
             console.print(f"{output}: complete, nothing to do", markup=False)
             return grown_of(output)
         require_new(output)
+        require_trackers(training.report_to)
         require_fit(model, corpus, tokenizer)
         placed, costs = survey(model, corpus, plan, training)
         if any(step.stage.head == "trained" for step in placed):
@@ -136,7 +140,7 @@ def grow(
         cache = PrefixCache(directory, blocks, _identity(corpus, validation), precision) if precision else None
         everything = Reading(corpus.train, range(len(corpus.train)))
         text = Text(everything, validation, bytes_per_token, corpus.manifest.block_size, tokenizer)
-        run = _Run(model, tokenizer, text, training, place, own, cache, measure, console)
+        run = _Run(model, tokenizer, text, training, output, place, own, cache, measure, console)
         grown = _run_stages(run, placed, costs)
         decided(lambda: require_sound(place, placed, console))
         restore(model, place, len(placed))
@@ -190,6 +194,7 @@ class _Run:
     tokenizer: PreTrainedTokenizerFast
     text: Text
     training: Training
+    output: Path
     place: Path
     own: dict[str, Any]
     cache: PrefixCache | None
@@ -248,8 +253,11 @@ def _run_stage(run: _Run, remaining: Sequence[Step], tokens: int, order: np.ndar
             text = replace(run.text, train=Reading(run.text.train.blocks, order))
         prefix_seconds = round(time.perf_counter() - begun, 2)
         settings, origin = step.stage.training(run.training, tokens), run.own | {"stage": step.number}
-        turns, patience = _turns(model, step), step.stage.patience
-        result, final = optimise(model, text, unfinished, settings, origin, run.console, moments, patience, turns)
+        # What a later stage goes on from is the end: the optimiser's state belongs to it, and the text that was read.
+        keep: Keep = "last" if remaining[1:] else run.training.keep or "last"
+        settings = settings.model_copy(update={"keep": keep})
+        part, turns = Part(run.output, step.number, step.number + len(remaining) - 1), _turns(model, step)
+        result, final = optimise(model, text, unfinished, part, settings, origin, run.console, moments, turns)
     require_unchanged(frozen, model)
     if attached is not None:
         lora.merge(attached)

@@ -127,7 +127,7 @@ class Stage(Schema):
 
     def training(self, run: Training, tokens: int) -> Training:
         """How this stage trains: as the run does, with what the stage says otherwise."""
-        changes: dict[str, Any] = {"tokens": tokens, "epochs": None}
+        changes: dict[str, Any] = {"tokens": tokens, "epochs": None, "patience": self.patience or run.patience}
         if self.warmup is not None:
             changes["warmup"] = self.warmup
         if self.rate is not None:

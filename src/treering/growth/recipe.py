@@ -104,8 +104,8 @@ class Branch(Schema):
         return plans.branch(depth, blocks, self.leave, self.head)
 
 
-BRANCH_TRAINING, BRANCH_LENGTH = {"learning_rate": 3e-3, "warmup": 0.1}, {"epochs": 2}
-"""What the training of a branch is where its recipe does not say; found by trying (docs/growth.md)."""
+BRANCH_TRAINING, BRANCH_LENGTH = {"learning_rate": 3e-3, "warmup": 0.1, "keep": "best"}, {"epochs": 2}
+"""What the training of a branch is where its recipe does not say; the rate was found by trying (docs/growth.md)."""
 
 PLANS: dict[str, Way | Branch] = {
     "paper-6": Way(way="stacked", depth=6, width=1),

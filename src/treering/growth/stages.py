@@ -146,8 +146,10 @@ def finish(
                     link_or_copy(file, staging / file.name)
         # Of the whole run, what a run of one stage would say; linked files are replaced, never written to.
         training = json.loads((staging / "training.json").read_text()) | {"settings": own["training"]}
+        before_the_last = sum(result.steps for result in results[:-1])
         training["measured"] |= {
-            "steps": sum(result.steps for result in results),
+            "steps": before_the_last + results[-1].steps,
+            "kept_step": before_the_last + training["measured"]["kept_step"],
             "tokens": sum(result.tokens for result in results),
             "seconds": round(sum(result.seconds + result.prefix_seconds for result in results), 2),
         }

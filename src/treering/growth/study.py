@@ -31,14 +31,14 @@ from treering.growth.plan import Plan, steps
 from treering.growth.prefix import Prefix
 from treering.growth.recipe import PLANS, GrowthRecipe, PlanField, as_plan, begin, grow_recipe
 from treering.growth.search import rates
-from treering.output import locked, staged_directory, write_file
+from treering.output import locked, staged_directory, unfinished_of, write_file
 from treering.recipe import Schema, Seed
 from treering.substrate.substrate import Kind
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, Training
 from treering.training.divergence import Divergence
 from treering.training.settings import Schedule
-from treering.training.unfinished import is_complete, remove, unfinished_of
+from treering.training.unfinished import is_complete, remove
 
 KINDS: tuple[Kind, ...] = ("glyph", "code", "trainable")
 

@@ -314,7 +314,9 @@ def _made(kind: str, config: Mapping[str, Any], training: Mapping[str, Any]) -> 
             f"{printable(str(settings.get('precision')))}, seed {settings.get('seed')}; `training.json` has the rest."
         )
     if isinstance(bits := measured.get("validation_bits_per_byte"), int | float):
-        made.append(f"On held-out text of the same sources it ended at {bits:.3f} bits per byte, packed in blocks.")
+        steps, kept = _count(measured.get("steps")), _count(measured.get("kept_step"))
+        which = f", by the weights of step {kept:,} of {steps:,}, its best," if steps and kept and kept < steps else ""
+        made.append(f"On held-out text of the same sources it has {bits:.3f} bits per byte{which} packed in blocks.")
     return made or ["Nothing beside the weights tells."]
 
 

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from treering.errors import TreeringError
 from treering.output import staged_directory, write_file
 from treering.seal import seal
+from treering.training.best import BEST, Best
 from treering.training.divergence import Diverged, not_finite
 from treering.training.processes import decided, in_any
 from treering.training.unfinished import checkpoints, remove
@@ -36,9 +37,11 @@ class AtomicTrainer(Trainer):
 
     Attributes:
         moments: by parameter's name, where the optimiser begins; see ``treering.training.run.Moments``.
+        best: what trains at the lowest validation so far, if that is kept; see `keep_best`.
     """
 
     moments: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
+    best: Best | None = None
     _staging: str | None = None
     _resumed: str | None = None
 
@@ -58,6 +61,19 @@ class AtomicTrainer(Trainer):
         name = not_finite(self._trained)
         if in_any(name is not None):
             raise Diverged(f"the parameter {name or 'of another process'} is not finite", self.state.global_step)
+
+    def keep_best(self) -> None:
+        """Keep what trains from the lowest validation, for ``best.restore`` at the end.
+
+        Raises:
+            TreeringError: FSDP or DeepSpeed cut what trains in pieces.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise TreeringError(
+                "Under FSDP and DeepSpeed the weights of the best validation cannot be kept. Say training.keep: last."
+            )
+        self.best = Best(self._trained)
+        self.add_callback(self.best)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
@@ -117,18 +133,32 @@ class AtomicTrainer(Trainer):
         directory = Path(output_dir or str(self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
         save_file({name: p.detach().contiguous() for name, p in self._trained}, directory / TRAINED)
+        if self.best:
+            self.best.save(directory, self.state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._resumed = resume_from_checkpoint
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        saved = load_file(Path(resume_from_checkpoint) / TRAINED)
-        if {name: tensor.shape for name, tensor in saved.items()} != {name: p.shape for name, p in self._trained}:
-            raise TreeringError(f"{resume_from_checkpoint} is of another model. Delete it to go on from an older one.")
+        checkpoint = Path(resume_from_checkpoint)
+        saved = self._of_this_model(checkpoint / TRAINED)
         with torch.no_grad():
             for name, parameter in self._trained:
                 parameter.copy_(saved[name])
+        if self.best:
+            self.best.load(self._of_this_model(checkpoint / BEST) if (checkpoint / BEST).exists() else saved)
+
+    def _of_this_model(self, file: Path) -> dict[str, Tensor]:
+        """What trains, from a file of a checkpoint.
+
+        Raises:
+            TreeringError: it holds something else.
+        """
+        saved = load_file(file)
+        if {name: tensor.shape for name, tensor in saved.items()} != {name: p.shape for name, p in self._trained}:
+            raise TreeringError(f"{file.parent} is of another model. Delete it to go on from an older one.")
+        return saved
 
     def _losses(self) -> dict[str, float]:
         """The sum of the losses that the log does not know yet, the mean of all processes, and since which step."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from treering.training.settings import Keep
+
 TOKENS_A_PARAMETER = 20
 """Read of each parameter that trains, where there is text enough (Hoffmann et al. 2022)."""
 MOST_PASSES = 8
@@ -40,14 +42,24 @@ def too_few(steps: int) -> str | None:
     )
 
 
-def too_far(history: Sequence[Mapping[str, Any]]) -> str | None:
+def lowest(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The first entry of the lowest validation in a log; None if there was none yet."""
+    return min((entry for entry in history if "eval_loss" in entry), key=lambda e: e["eval_loss"], default=None)
+
+
+def too_far(history: Sequence[Mapping[str, Any]], keep: Keep | None) -> str | None:
     """What to say of a finished run whose validation had been better before."""
-    seen = [(entry["step"], entry["eval_bits_per_byte"]) for entry in history if "eval_bits_per_byte" in entry]
-    step, best = min(seen, key=lambda found: found[1])
-    last = seen[-1][1]
-    if last <= best * WORSE:
+    best, last = lowest(history), next(entry for entry in reversed(history) if "eval_loss" in entry)
+    assert best is not None
+    bits, bits_after = best["eval_bits_per_byte"], last["eval_bits_per_byte"]
+    rose = bits_after > bits * WORSE
+    serve = "fewer passes (training.epochs) or more text would serve."
+    if keep == "best" and best is not last:
+        after = f"it rose to {bits_after:.3f} after; {serve}" if rose else "it was no lower after"
+        return f"kept step {best['step']:,} of {last['step']:,}: validation {bits:.3f} bits/byte; {after}"
+    if not rose:
         return None
     return (
-        f"overfitting: validation was {best:.3f} bits/byte at step {step:,} and is {last:.3f} at the end. The model is "
-        "that of the end; fewer passes (training.epochs) or more text would serve."
+        f"overfitting: validation was {bits:.3f} bits/byte at step {best['step']:,} and is {bits_after:.3f} at the "
+        f"end. The model is that of the end (training.keep: last); {serve}"
     )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import sys
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,10 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback
 
-from treering.errors import TreeringError
 from treering.training.divergence import Diverged
+from treering.training.length import lowest
 from treering.training.processes import in_any
 
 ROOMY = 100
@@ -102,8 +99,9 @@ class Plateau(TrainerCallback):
         self.patience = patience
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        if len(losses) - 1 - losses.index(min(losses)) >= self.patience:
+        seen = [entry for entry in state.log_history if "eval_loss" in entry]
+        best = lowest(seen)
+        if sum(best is not None and entry["step"] > best["step"] for entry in seen) >= self.patience:
             control.should_training_stop = True
             control.should_save = False  # whoever went on from a checkpoint here would train beyond the end
 
@@ -166,26 +164,28 @@ class Display(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         entry = state.log_history[-1]
-        entry["tokens"] = state.global_step * self.tokens_per_step
+        more: dict[str, float] = {"tokens": state.global_step * self.tokens_per_step}
         if "loss" in entry:
-            entry["bits_per_byte"] = self._bits(entry["loss"])
-            entry["tokens_per_second"] = round(self._speed(state), 1)
+            more |= {"bits_per_byte": self._bits(entry["loss"]), "tokens_per_second": round(self.speed(state), 1)}
         if "eval_loss" in entry:
             if not math.isfinite(entry["eval_loss"]):
                 raise Diverged(f"the validation loss is {entry['eval_loss']:g}", state.global_step)
-            entry["eval_bits_per_byte"] = self._bits(entry["eval_loss"])
+            more["eval_bits_per_byte"] = self._bits(entry["eval_loss"])
+        entry |= more
+        if logs is not None:  # which the callbacks that come after this one report
+            logs.update(more)
         if not state.is_world_process_zero:
             return
         if "loss" in entry:
             self.progress.update(self.task, status=self._status(entry))
         elif "eval_loss" in entry:
-            left = (state.max_steps - state.global_step) * self.tokens_per_step / max(self._speed(state), 1e-9)
+            speed, left = self.speed(state), self.seconds_left(state)
             self._tell(
                 f"  step {state.global_step:,}/{state.max_steps:,}  ",
                 "validation ",
                 f"{entry['eval_bits_per_byte']:.3f} bits/byte",
                 f" ({entry['eval_loss']:.3f} nats/token)",
-                f"  {self._speed(state):,.0f} tokens/s  {peak_memory():,.0f} MiB  {left:,.0f} s left",
+                f"  {speed:,.0f} tokens/s  {peak_memory():,.0f} MiB  {left:,.0f} s left",
             )
 
     def _tell(self, *parts: str) -> None:
@@ -197,9 +197,13 @@ class Display(TrainerCallback):
     def _bits(self, nats_per_token: float) -> float:
         return nats_per_token / math.log(2) / self.bytes_per_token
 
-    def _speed(self, state: TrainerState) -> float:
+    def speed(self, state: TrainerState) -> float:
         """Tokens per second since this process began, without the time of validation and checkpoints."""
         return (state.global_step - self.first_step) * self.tokens_per_step / max(self.training_seconds, 1e-9)
+
+    def seconds_left(self, state: TrainerState) -> float:
+        """For the steps that are missing, at this speed."""
+        return (state.max_steps - state.global_step) * self.tokens_per_step / max(self.speed(state), 1e-9)
 
     def _status(self, entry: dict[str, float]) -> str:
         loss = f"loss {entry['loss']:.3f}  " if self.console.width >= ROOMY else ""
@@ -207,24 +211,6 @@ class Display(TrainerCallback):
             f"{loss}{entry['bits_per_byte']:.3f} bits/byte  "
             f"{entry['tokens_per_second']:,.0f} tokens/s  {peak_memory():,.0f} MiB"
         )
-
-
-def tensorboard(directory: Path) -> TrainerCallback:
-    """Writes the same figures for TensorBoard into ``directory``.
-
-    Raises:
-        TreeringError: the optional package is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise TreeringError(
-            "training.tensorboard needs the package tensorboard: pip install 'treering[tensorboard]', "
-            "or leave the switch out of the recipe."
-        ) from None
-    # Only the first of several processes writes.
-    first = os.environ.get("RANK", "0") == "0"
-    return TensorBoardCallback(SummaryWriter(os.fspath(directory))) if first else TrainerCallback()
 
 
 def peak_memory() -> float:

@@ -22,19 +22,22 @@ from treering import corpus as corpora
 from treering import tokenizer as tokenizers
 from treering.backbone import blocks, residual_outputs, standing, with_older_names
 from treering.errors import Interrupted, TreeringError
-from treering.output import explain_full_disk, require_new, staged_directory
+from treering.output import explain_full_disk, require_new, staged_directory, unfinished_of
 from treering.publishing.card import write_card
 from treering.seal import seal
+from treering.training.announcing import Announcement
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.divergence import Diverged, explain
-from treering.training.length import too_far
+from treering.training.length import lowest, too_far
 from treering.training.loss import collate, fused_loss
 from treering.training.order import Reading, Text, batch_shape, blocks_per_step, reading_order
 from treering.training.processes import decided, in_any, on_cpu, processes, sole_writer
-from treering.training.progress import Clock, Display, EvaluateAtEnd, Interruption, Plateau, tensorboard
+from treering.training.progress import Clock, Display, EvaluateAtEnd, Interruption, Plateau
 from treering.training.settings import Training
+from treering.training.status import Part
+from treering.training.trackers import require_trackers, trackers
 from treering.training.turns import ByTurns
-from treering.training.unfinished import checkpoints, claim, clean, intact_checkpoint, unfinished_of, was_made
+from treering.training.unfinished import checkpoints, claim, clean, intact_checkpoint, was_made
 
 Moments = dict[str, dict[str, Tensor]]
 """By parameter's name, what the optimiser keeps of it (Adam: step, running mean and square of the gradient)."""
@@ -45,9 +48,16 @@ RUN = "run.json"
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished run measured; ``history`` is the Trainer's log, with tokens and bits per byte added."""
+    """What a finished run measured; ``history`` is the Trainer's log, with tokens and bits per byte added.
+
+    Attributes:
+        steps: of the whole run.
+        kept_step: after which the weights are those that it left.
+        validation_bits_per_byte: of those.
+    """
 
     steps: int
+    kept_step: int
     tokens: int
     seconds: float
     tokens_per_second: float
@@ -81,6 +91,7 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
     """
     output, console = Path(output), console or Console()
+    settings = settings.model_copy(update={"keep": settings.keep or "best"})
     unfinished, own = unfinished_of(output), _own(settings, origin)
     with sole_writer(output):
         if decided(lambda: was_made(_made(output), own, unfinished, RUN, console)):
@@ -88,13 +99,14 @@ def train(
             console.print(f"{output}: complete, nothing to do", markup=False)
             return _result_of(output)
         require_new(output)
+        require_trackers(settings.report_to)
         require_fit(model, corpus, tokenizer)
         validation, bytes_per_token = validation_blocks(corpus, tokenizer)
         block_size = corpus.manifest.block_size
         order = reading_order(len(corpus.train), settings.seed, 0, _blocks_to_read(settings, corpus))
         text = Text(Reading(corpus.train, order), validation, bytes_per_token, block_size, tokenizer)
         frozen = frozen_digests(model)
-        result, _ = optimise(model, text, unfinished, settings, origin, console)
+        result, _ = optimise(model, text, unfinished, Part(output), settings, origin, console)
         require_unchanged(frozen, model)
         if processes().is_main_process:
             with explain_full_disk(output.parent):
@@ -142,23 +154,23 @@ def optimise(
     model: PreTrainedModel,
     text: Text,
     unfinished: Path,
+    part: Part,
     settings: Training,
     origin: dict[str, Any] | None = None,
     console: Console | None = None,
     moments: Moments | None = None,
-    patience: int | None = None,
     turns: ByTurns | None = None,
 ) -> tuple[TrainingResult, Moments]:
     """The run alone: train ``model`` in place, with checkpoints in ``unfinished``, which stays, and export nothing.
 
     Args:
         text: read once, from the first block to the last.
+        part: what the run is, where others are told of it.
         moments: where the optimiser begins with parameters that have trained before.
-        patience: end early after so many validations without gain.
         turns: of parameters that do not train all the time.
 
     Returns:
-        What was measured, and the optimiser's state at the end.
+        What was measured, and the optimiser's state at the end, which is not that of weights kept from before it.
 
     Raises:
         TreeringError: see `train`.
@@ -171,13 +183,17 @@ def optimise(
     tokens_per_step = blocks_per_step(settings, text.block_size) * text.block_size
     interruption = Interruption()
     display = Display(tokens_per_step, text.bytes_per_token, console)
-    callbacks: list[TrainerCallback] = [display, interruption, Clock(settings.checkpoint_minutes), EvaluateAtEnd()]
-    if patience:
-        callbacks.append(Plateau(patience))
+    callbacks: list[TrainerCallback] = [
+        display,
+        interruption,
+        Clock(settings.checkpoint_minutes),
+        EvaluateAtEnd(),
+        Announcement(part, display),
+    ]
+    if settings.patience:
+        callbacks.append(Plateau(settings.patience))
     if turns:
         callbacks.append(turns)
-    if settings.tensorboard:
-        callbacks.append(tensorboard(unfinished.with_suffix(".tensorboard")))
     with fused_loss(model), explain_full_disk(unfinished.parent), interruption, display:
         trainer = AtomicTrainer(
             model=model,
@@ -188,8 +204,13 @@ def optimise(
             callbacks=callbacks,
         )
         trainer.moments = moments or {}
+        if settings.keep == "best":
+            trainer.keep_best()
         _keep_quiet(trainer)
         claim(unfinished, RUN, _own(settings, origin), console)
+        if trainer.is_world_process_zero():
+            for tracker in trackers(settings.report_to, part, unfinished):
+                trainer.add_callback(tracker)
         checkpoint = intact_checkpoint(unfinished, console)
         if checkpoint and trainer.is_world_process_zero():
             console.print(f"  going on from step {checkpoint.name.rpartition('-')[2]} of an unfinished run")
@@ -209,17 +230,28 @@ def optimise(
                 f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
                 "Run the same command again to go on from there."
             )
+    if trainer.best:
+        trainer.best.restore()
     log = trainer.state.log_history  # a checkpoint sorts the names in its entries
     history = [dict(sorted(entry.items())) for entry in log if "loss" in entry or "eval_loss" in entry]
+    kept = lowest(history) if trainer.best else next(entry for entry in reversed(history) if "eval_loss" in entry)
+    assert kept is not None
     result = TrainingResult(
         steps=trainer.state.global_step,
+        kept_step=int(kept["step"]),
         tokens=trainer.state.global_step * tokens_per_step,
         seconds=round(trained.metrics["train_runtime"], 2),
         tokens_per_second=[e["tokens_per_second"] for e in history if "loss" in e][-1],
-        validation_bits_per_byte=[e["eval_bits_per_byte"] for e in history if "eval_loss" in e][-1],
+        validation_bits_per_byte=kept["eval_bits_per_byte"],
         history=history,
     )
-    if told := too_far(history):
+    if result.steps < trainer.state.max_steps:
+        console.print(
+            f"  ended at step {result.steps:,} of {trainer.state.max_steps:,}: "
+            f"{settings.patience} validations without gain (patience)",
+            highlight=False,
+        )
+    if told := too_far(history, settings.keep):
         console.print(f"  {told}", highlight=False)
     return result, trainer.final_moments()
 

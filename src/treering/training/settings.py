@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from treering.recipe import Schema, Seed
 
 Schedule = Literal["cosine", "linear", "constant"]
+Keep = Literal["best", "last"]
+"""Which weights a run leaves: those of its lowest validation, or of its last step."""
 MOST_BLOCKS = 1_000
 """Of a stack; far beyond the deepest that anybody trains here."""
 
@@ -16,6 +18,13 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Tokens = Annotated[int, Field(gt=0, le=10**15)]
 BlockCount = Annotated[int, Field(gt=0, le=MOST_BLOCKS)]
 Steps = Annotated[int, Field(gt=0, le=10**9)]
+
+
+Tracker = Literal["tensorboard", "trackio", "wandb"]
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
 
 class Training(Schema):
@@ -37,10 +46,26 @@ class Training(Schema):
     residual_init: bool = Field(True, description="scale the blocks' output matrices by 1/√(2·layers) at the start")
     precision: Literal["float32", "bfloat16"] = "float32"
     evaluations: Steps = Field(10, description="how often validation bits per byte are measured in the run")
+    keep: Keep | None = Field(
+        None, description="weights of the best validation or of the last step: best if not given, last of what grows"
+    )
+    patience: Steps | None = Field(None, description="end early after so many validations without gain")
     checkpoint_steps: Steps = Field(500, description="most steps between resumable checkpoints")
     checkpoint_minutes: float = Field(10, gt=0, description="most minutes between them")
-    tensorboard: bool = False
+    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_listed)] = Field(
+        (), description="tensorboard, trackio, wandb: one, or a list"
+    )
     seed: Seed = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_tensorboard(cls, values: Any) -> Any:
+        """Records of earlier versions say that it is off."""
+        if not isinstance(values, dict) or "tensorboard" not in values:
+            return values
+        if values["tensorboard"] is not False:
+            raise ValueError("tensorboard: true is said as report_to: tensorboard now")
+        return {name: value for name, value in values.items() if name != "tensorboard"}
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:

@@ -13,14 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from treering.errors import TreeringError
+from treering.output import unfinished_of
 from treering.seal import damage
 from treering.training.processes import decided, processes
 from treering.training.record import read_record, write_record
-
-
-def unfinished_of(output: Path) -> Path:
-    """Where the run that makes ``output`` keeps what it goes on from."""
-    return output.with_name(f"{output.name}.unfinished")
 
 
 def is_complete(output: Path) -> bool:
