@@ -8,7 +8,7 @@ import sys
 import pytest
 
 TRAINING = {"datasets", "peft", "transformers.trainer", "matplotlib"}
-# pandas may come with transformers: scikit-learn, which it imports where that is installed, imports it in some versions.
+# pandas may come with transformers: some versions of scikit-learn, which it imports where that is installed, do so.
 
 
 @pytest.mark.parametrize(
