@@ -12,8 +12,8 @@ from treering.errors import TreeringError
 from treering.growth import PLANS, Lora, Plan, Stage, branch, deepen, monolithic, stacked
 from treering.growth.blocks import tied
 from treering.growth.cost import cache_flops, count, require_budget, shape_of
-from treering.growth.growing import _set_trainable, _untie
 from treering.growth.plan import Turns, steps
+from treering.growth.trainable import set_trainable, untie
 
 
 def counted(plan, config, tokens=10, **options):
@@ -33,7 +33,7 @@ def test_parameters_are_those_of_the_real_model(targets):
     for cost in counted(plan, gpt_neox(shape)):
         model = AutoModelForCausalLM.from_config(gpt_neox(shape))
         assert cost.total == sum(p.numel() for p in model.parameters())
-        _set_trainable(model, cost.step, table=False)
+        set_trainable(model, cost.step)
         assert cost.active == sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert cost.optimiser == cost.active * 8 / 2**20
 
@@ -44,7 +44,7 @@ def test_parameters_of_every_family_and_of_its_low_rank_updates(family, foreign)
     plan = Plan(stages=(Stage(train="2", lora=Lora(rank=3), tokens=1, head="frozen"),))
     (cost,) = count(steps(plan, 2), [1], shape_of(model.config, 64))
     assert cost.total == sum(p.numel() for p in model.parameters())
-    _set_trainable(model, cost.step, table=False)
+    set_trainable(model, cost.step)
     assert cost.active == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -67,9 +67,9 @@ def test_a_branch_is_counted_as_it_computes(foreign, family, plan):
     placed = steps(plan, 2)
     (cost,) = count(placed, [2 * length], shape_of(model.config, 2 * length))
     if placed[0].stage.head == "trained":
-        _untie(model)
+        untie(model)
     deepen(model, placed[0].stage.new, "zero")
-    _set_trainable(model, placed[0], table=False)
+    set_trainable(model, placed[0])
     assert cost.total == sum(p.numel() for p in model.parameters())
     assert cost.active == cost.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     model.set_attn_implementation("eager")
@@ -118,7 +118,7 @@ def test_flops_against_a_counter(stage):
     (cost,) = count(placed, [2 * length], shape_of(config, 2 * length))
     config._attn_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config)
-    _set_trainable(model, placed[0], table=False)
+    set_trainable(model, placed[0])
     ids = torch.randint(1024, (2, length))
     with tied(model, stage.leaders()), FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from treering import backbone
 from treering.errors import TreeringError
-from treering.growth.prefix import HiddenStates, PrefixCache, choose_precision, pack_row, row_bytes, unpack_row
+from treering.growth.caching import choose_precision
+from treering.growth.prefix import HiddenStates, PrefixCache, pack_row, row_bytes, unpack_row
 
 TOLERANCE = {"float32": 0.0, "bfloat16": 2**-8, "int8": 1 / 127}
 

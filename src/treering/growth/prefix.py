@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -280,34 +279,3 @@ def _configuration(model: PreTrainedModel, below: int) -> str:
 
 def _weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
     return [f"{name} {parameter.dtype} {digest(parameter)}" for name, parameter in parameters]
-
-
-def choose_precision(
-    asked: Prefix, saved: float, spent: float, numbers: int, directory: Path
-) -> tuple[Precision | None, str]:
-    """Whether and how to cache, and why, in words.
-
-    Args:
-        saved: FLOPs of recomputing the prefix in every step of all stages that have one.
-        spent: FLOPs of making the cache and rolling it forward instead.
-        numbers: that the cache holds.
-        directory: where it would lie.
-    """
-    if asked == "recompute":
-        return None, "recomputed in every step, as asked"
-    if asked != "auto":
-        return asked, f"cached in {asked}, as asked"
-    if saved <= spent:
-        return None, f"recomputed in every step: that takes {saved:.2g} FLOPs, making a cache of it {spent:.2g}"
-    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
-    # Two files at most: the one that a stage reads, and the one that it was rolled forward from.
-    needed, free = 2 * BYTES["bfloat16"] * numbers, shutil.disk_usage(existing).free
-    if needed > 0.8 * free:
-        return (
-            None,
-            f"recomputed in every step: a cache needs {needed >> 20:,} MiB of disk, and {free >> 20:,} are free",
-        )
-    return "bfloat16", (
-        f"cached in bfloat16 (up to {needed >> 20:,} MiB of disk), which takes {spent / saved:.0%} of the "
-        f"{saved:.2g} FLOPs of recomputing it"
-    )
