@@ -168,7 +168,7 @@ def card(
         title=printable(name) if name else TITLES[kind],
         what=_what(kind, config),
         facts=_facts(kind, directory, config, training),
-        use=_use(kind, printable(name or "DIR")),
+        use=_use(kind, printable(name or "DIR"), config),
         hint=_hint(kind, printable(name or "DIR"), training),
         made=_made(kind, config, training),
         sources=sources,
@@ -269,13 +269,15 @@ def parameters(directory: Path) -> int:
     return sum(map(parameter_count, sorted(directory.glob("*.safetensors"))))
 
 
-def _use(kind: str, name: str) -> str:
+def _use(kind: str, name: str, config: Mapping[str, Any]) -> str:
+    # What stands on a substrate learnt documents from the token that begins them on; others' tokenizers know.
+    prompt = 'tokenizer.bos_token + "To open the file,"' if config.get("treering") else '"To open the file,"'
     told = f'"{name}", trust_remote_code=True' if kind == "composition" else f'"{name}"'
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"model = AutoModelForCausalLM.from_pretrained({told})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({told})\n"
-        'output = model.generate(**tokenizer("To open the file,", return_tensors="pt"), max_new_tokens=50)\n'
+        f'output = model.generate(**tokenizer({prompt}, return_tensors="pt"), max_new_tokens=50)\n'
         "print(tokenizer.decode(output[0], skip_special_tokens=True))"
     )
 
@@ -290,7 +292,7 @@ def _hint(kind: str, name: str, training: Mapping[str, Any]) -> str:
     begins = printable(str(_within(training, "origin", "data", "tokenizer").get("separator") or "</s>"))
     return (
         f"It is a plain checkpoint: Treering need not be installed. Texts began after `{begins}` in training; with "
-        "that token (`tokenizer.eos_token_id`) before the prompt the model is at home."
+        "that token before the prompt the model is at home."
     )
 
 
