@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig
 
 from treering import backbone
-from treering.backbone import PRESETS, Preset, count_parameters, gpt_neox, preset
+from treering.backbone import PRESETS, UNLIMITED, Preset, context_length, count_parameters, gpt_neox, preset
 from treering.errors import TreeringError
 
 
@@ -145,3 +145,8 @@ def test_preset_shape_is_what_the_config_says():
     config = gpt_neox(Preset(3, 64, 2, 500, context=77))
     assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (3, 64, 500)
     assert config.max_position_embeddings == 77
+
+
+def test_a_family_without_a_longest_text_has_no_limit():
+    assert context_length(BloomConfig()) == UNLIMITED
+    assert context_length(gpt_neox(preset("tiny"))) == 128

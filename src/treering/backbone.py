@@ -224,6 +224,15 @@ def family(config: PreTrainedConfig) -> Family:
         ) from None
 
 
+UNLIMITED = 2**31
+"""Context of a model that knows no longest text."""
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """How many tokens a model can read; families with relative positions alone (Bloom, Mamba) know no limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
+
+
 def per_block(config: PreTrainedConfig) -> dict[str, list[Any]]:
     """What the configuration says of each block, by the field's name; fields that say nothing are left out."""
     return {name: list(values) for name in PER_BLOCK if (values := getattr(config, name, None))}

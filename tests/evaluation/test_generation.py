@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM
 
 from treering.composition import compose
 from treering.errors import TreeringError
-from treering.evaluation import generate
+from treering.evaluation import document_losses, generate
 
 
 def test_same_seed_same_text_and_greedy_needs_none(expert, tokenizer):
@@ -44,3 +46,13 @@ def test_a_drawn_answer_is_one_experts_and_only_plain_sampling(expert, tokenizer
             generate(joined, tokenizer, "To open", 5, drawn=True, **wrong)
     with pytest.raises(TreeringError, match="single model"):
         generate(expert(1), tokenizer, "To open", 5, drawn=True)
+
+
+def test_a_model_without_a_longest_text_is_written_with_and_measured(tokenizer):
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2)).eval()
+    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer("some text")["input_ids"]]])
+    greedy = model.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :]
+    assert generate(model, tokenizer, "some text", 3, temperature=0) == tokenizer.decode(greedy)
+    (nats,) = document_losses(model, tokenizer, ["some text"]).nats
+    assert nats == pytest.approx(float(model(ids, labels=ids).loss) * (ids.shape[1] - 1), rel=1e-5)

@@ -11,7 +11,7 @@ import openai
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 from treering import tokenizer as tokenizers
 from treering.composition import draw, load_model, variant
@@ -66,6 +66,21 @@ def test_prompt_and_answer_are_told_as_the_model_says_them(client, directory, to
         for values in (logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs):
             del values[0]
         check(logprobs, expected[begin:], written[begin + 1 :], 3, spelling)
+
+
+@pytest.mark.parametrize("family", [(MambaConfig, MambaForCausalLM), (BloomConfig, BloomForCausalLM)])
+def test_models_without_a_longest_text_or_keys_and_values_are_told_of(serving, tokenizer, family):
+    kind, make = family
+    torch.manual_seed(0)
+    model = make(kind(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, n_head=2, state_size=4)).eval()
+    ids = prompt_ids(model, tokenizer, "To open", 4)
+    with serving(Served("own", model, tokenizer)) as client:
+        asked = {"model": "own", "prompt": ids, "max_tokens": 3, "temperature": 0, "echo": True, "logprobs": 1, "n": 2}
+        told = client.completions.create(**asked).choices
+    written = [int(i) for i in model.generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False)[0]]
+    expected = [float(said[i]) for said, i in zip(distributions(model, written), written[1:], strict=True)]
+    for choice in told:
+        assert choice.logprobs.token_logprobs[1:] == pytest.approx(expected, **CLOSE)
 
 
 def test_evidence_goes_on_from_the_prompt(client, model, tokenizer):

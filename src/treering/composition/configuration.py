@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from treering.backbone import UNLIMITED, context_length
 from treering.composition.parts import is_known
 from treering.composition.schema import Composition, check, check_fields
 from treering.composition.specs import DEFAULT_RULE
@@ -14,9 +15,6 @@ from treering.composition.tree import Tree, tree
 from treering.errors import TreeringError
 from treering.reading import printable
 from treering.registration import MODEL_TYPE
-
-UNLIMITED = 2**31
-"""Context of a composition none of whose experts has a longest one."""
 
 
 class CompositionConfig(PreTrainedConfig):
@@ -67,9 +65,7 @@ class CompositionConfig(PreTrainedConfig):
         self.num_hidden_layers = sum(trunk.last - trunk.first for trunk in grown.trunks.values()) + sum(
             config.num_hidden_layers - place.first for config, place in zip(configs, grown.places.values(), strict=True)
         )
-        # Families with relative positions alone (Bloom, MPT) know no limit.
-        contexts = (getattr(config, "max_position_embeddings", None) for config in configs)
-        self.max_position_embeddings = min((context for context in contexts if context), default=UNLIMITED)
+        self.max_position_embeddings = min(map(context_length, configs), default=UNLIMITED)
         kwargs["tie_word_embeddings"] = False
         super().__init__(**kwargs)
 

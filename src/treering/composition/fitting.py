@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from treering.backbone import context_length
 from treering.composition.model import ComposedModel
 from treering.composition.rules import Reading, Rule, posterior
 from treering.composition.specs import rule
@@ -132,7 +133,7 @@ def _read(
     """What the experts make of the texts, document by document from each text in turn, up to ``budget`` tokens."""
     counts, parts = dict.fromkeys(texts, 0), list[tuple[Tensor, ...]]()
     hidden = "hidden" in chosen.needs or chosen.parameters.get("pool") == "log"
-    for name, window in _windows_in_turn(tokenizer, texts, model.config.max_position_embeddings):
+    for name, window in _windows_in_turn(tokenizer, texts, context_length(model.config)):
         left = len(window.tokens) if budget is None else budget - sum(counts.values())
         if left <= 0:
             break

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from treering.backbone import context_length
 from treering.composition.model import ComposedModel
 from treering.corpus import windows
 from treering.errors import TreeringError
@@ -133,7 +134,7 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: st
         raise TreeringError("There is nothing to explain: the text is empty.")
     was_training = composition.training
     composition.eval()
-    cut = windows([ids], separator(tokenizer), composition.config.max_position_embeddings)
+    cut = windows([ids], separator(tokenizer), context_length(composition.config))
     read = [_read(composition, window.tokens, window.scored_from) for window in cut]
     composition.train(was_training)
     names = tuple(name for name, _ in composition.named_experts())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from treering.backbone import context_length
 from treering.composition import ComposedModel
 from treering.corpus import Window, windows
 from treering.errors import TreeringError
@@ -142,7 +143,7 @@ def losses_by(
     texts = [text for text in texts if text]
     if not texts:
         raise TreeringError("There is no text to measure on.")
-    cut = windows(encode(tokenizer, texts), separator(tokenizer), model.config.max_position_embeddings)
+    cut = windows(encode(tokenizer, texts), separator(tokenizer), context_length(model.config))
     nats = window_losses(surprise, model, cut, len(texts), show)
     sizes = np.array([len(text.encode()) for text in texts])
     return [DocumentLosses(total, sizes) for total in nats]

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from treering.backbone import context_length
 from treering.corpus import Window
 from treering.errors import TreeringError
 from treering.evaluation.bits import Show, document_losses, own_surprise, resampled_ratios, spread, window_losses
@@ -138,7 +139,7 @@ def choose(
 
     A context that does not fit into the model's loses its beginning.
     """
-    start, limit, cut = separator(tokenizer), model.config.max_position_embeddings + 1, list[Window]()
+    start, limit, cut = separator(tokenizer), context_length(model.config) + 1, list[Window]()
     contexts = encode(tokenizer, [question.context for question in questions])
     choices = [choice for question in questions for choice in question.choices]
     for index, ids in enumerate(encode(tokenizer, choices)):

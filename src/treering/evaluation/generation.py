@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
+from treering.backbone import context_length
 from treering.composition import draw, require_drawable
 from treering.errors import TreeringError
 from treering.tokenizer import encode, separator
@@ -30,7 +31,7 @@ def require_room(model: PreTrainedModel, read: int, tokens: int) -> None:
     Raises:
         TreeringError: so many tokens ``read``, and ``tokens`` written after them, are more than the model's context.
     """
-    context = model.config.max_position_embeddings
+    context = context_length(model.config)
     if read + tokens > context:
         room = context - read
         remedy = (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from treering.backbone import context_length
 from treering.errors import TreeringError
 from treering.evaluation import prompt_ids, require_room
 from treering.serving.catalogue import Catalogue
@@ -66,7 +67,7 @@ class Reader:
         self._catalogue = catalogue
         self._tokenizer = copy.deepcopy(tokenizer)
         self._limits = limits
-        context = catalogue.find(catalogue.name).config.max_position_embeddings
+        context = context_length(catalogue.find(catalogue.name).config)
         self._longest = context * max(map(len, tokenizer.get_vocab()))  # characters, for all names alike
         self._renderer: Renderer | None = None
         self._thread = ThreadPoolExecutor(1, "reader")
@@ -108,7 +109,7 @@ class Reader:
 
         A text begins a document; token IDs are read as they are.
         """
-        needed, context = 1 if tokens is None else tokens, model.config.max_position_embeddings
+        needed, context = 1 if tokens is None else tokens, context_length(model.config)
         try:
             if isinstance(given, str):
                 if len(given) > self._longest:  # no need to tokenise it

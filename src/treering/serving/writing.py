@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 from collections import OrderedDict
 from collections.abc import Callable
@@ -87,11 +88,17 @@ class Writing:
 
     def _is_read_apart(self, prompt: Prompt) -> bool:
         """Whether a prompt is read before a text is begun: because it is told of, or has several."""
-        return self._tells_prompt or (self._asked.parameters.n > 1 and prompt.room > 0 and not self._is_drawn)
+        several = self._asked.parameters.n > 1 and prompt.room > 0 and not self._is_drawn
+        return self._tells_prompt or (several and self._is_cached)
+
+    @property
+    def _is_cached(self) -> bool:
+        """Whether the model keeps keys and values; state space models keep something of their own."""
+        return "past_key_values" in inspect.signature(self._asked.model.forward).parameters
 
     @torch.no_grad()
     def _read(self, prompt: Prompt) -> tuple[Cache | None, list[Said]]:
-        """Read all of a prompt but its last token, a piece at a time.
+        """Read all of a prompt but its last token: a piece at a time, if the model keeps a cache that we know.
 
         Returns:
             What is cached of it, and what the model said of all tokens but the first, if that is to be told.
@@ -101,9 +108,10 @@ class Writing:
         cache, heard = None, list[Said]()
         self._require_reader()
         with self._served.turns:
-            for piece in filter(len, ids[:-1].split(max(1, LOGITS_AT_ONCE // model.config.vocab_size))):
-                read = model(piece[None], past_key_values=cache, use_cache=True)
-                cache = read.past_key_values
+            at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size) if self._is_cached else len(ids)
+            for piece in filter(len, ids[:-1].split(at_once)):
+                read = model(piece[None], **({"past_key_values": cache, "use_cache": True} if self._is_cached else {}))
+                cache = read.get("past_key_values")
                 if self._tells_prompt:
                     following = ids[len(heard) + 1 :][: len(piece)]
                     heard += said(read.logits[0], following, self._asked.alternatives or 0)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallba
 
 from treering import corpus as corpora
 from treering import tokenizer as tokenizers
-from treering.backbone import blocks, residual_outputs, standing, with_older_names
+from treering.backbone import blocks, context_length, residual_outputs, standing, with_older_names
 from treering.errors import Interrupted, TreeringError
 from treering.output import explain_full_disk, require_new, staged_directory, unfinished_of
 from treering.publishing.card import write_card
@@ -288,7 +288,7 @@ def require_fit(model: PreTrainedModel, corpus: corpora.Corpus, tokenizer: PreTr
     Raises:
         TreeringError: the corpus was cut for another tokenizer or a longer context.
     """
-    block_size, context = corpus.manifest.block_size, model.config.max_position_embeddings
+    block_size, context = corpus.manifest.block_size, context_length(model.config)
     if block_size > context:
         raise TreeringError(
             f"The corpus is packed in blocks of {block_size} tokens, the backbone's context is {context}. "

@@ -23,6 +23,7 @@ import torch
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from treering.backbone import context_length
 from treering.errors import TreeringError
 from treering.evaluation.harness.tasks import inside, unavailable
 from treering.reading import printable
@@ -314,7 +315,7 @@ def _answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], tokens: Sequence[int]
 ) -> list[str]:
     """What greedy decoding writes after each prompt; one that does not fit into the context loses its beginning."""
-    context, start = model.config.max_position_embeddings, separator(tokenizer)
+    context, start = context_length(model.config), separator(tokenizer)
     ids = [[start, *own][most - context :] for own, most in zip(encode(tokenizer, prompts), tokens, strict=True)]
     written = [""] * len(ids)
     for batch in _batches(sorted(range(len(ids)), key=lambda i: (tokens[i], len(ids[i])))):
