@@ -55,4 +55,4 @@ def test_a_model_without_a_longest_text_is_written_with_and_measured(tokenizer):
     greedy = model.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :]
     assert generate(model, tokenizer, "some text", 3, temperature=0) == tokenizer.decode(greedy)
     (nats,) = document_losses(model, tokenizer, ["some text"]).nats
-    assert nats == pytest.approx(float(model(ids, labels=ids).loss) * (ids.shape[1] - 1), rel=1e-5)
+    assert nats == pytest.approx(model(ids, labels=ids).loss.item() * (ids.shape[1] - 1), rel=1e-5)
