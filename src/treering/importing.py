@@ -28,7 +28,7 @@ from treering.composition.loading import weights
 from treering.composition.schema import MOST_CONFIGURATION
 from treering.errors import TreeringError
 from treering.headers import header
-from treering.location import file_of, locate
+from treering.location import locate, own_file_of
 from treering.output import explain_full_disk, require_new, staged_directory
 from treering.reading import inside, printable, read_json
 from treering.recipe import Schema
@@ -257,16 +257,8 @@ def _below(tensors: Tensors, part: str | None) -> Tensors:
     return found
 
 
-def _file(place: str, name: str) -> Path | None:
-    """A file of a directory, where no link is followed, or of a repository on the hub; None if it has none."""
-    if Path(place).is_dir():
-        path = inside(place, name)
-        return path if path.is_file() else None
-    return file_of(place, name)
-
-
 def _shape(place: str) -> Shape:
-    path = _file(place, CONFIG_NAME)
+    path = own_file_of(place, CONFIG_NAME)
     if path is None:
         raise TreeringError(f"{printable(place)} has no {CONFIG_NAME}, or the hub cannot be reached.")
     try:
@@ -280,12 +272,12 @@ def _shape(place: str) -> Shape:
 
 
 def _tokenizer(place: str) -> PreTrainedTokenizerFast | None:
-    return tokenizers.load(place) if _file(place, "tokenizer.json") else None
+    return tokenizers.load(place) if own_file_of(place, "tokenizer.json") else None
 
 
 def _tensors(place: str) -> dict[str, Tensor]:
     """A checkpoint's tensors, mapped from its files rather than read."""
-    if pickled := None if _has_safetensors(place) else _file(place, WEIGHTS_NAME):
+    if pickled := None if _has_safetensors(place) else own_file_of(place, WEIGHTS_NAME):
         return _unpickled(pickled)
     found = dict[str, Tensor]()
     for file in weights(place):
@@ -296,7 +288,7 @@ def _tensors(place: str) -> dict[str, Tensor]:
 
 
 def _has_safetensors(place: str) -> bool:
-    return any(_file(place, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    return any(own_file_of(place, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from treering.errors import TreeringError
 from treering.output import recover
-from treering.reading import printable
+from treering.reading import inside, printable
 
 
 def locate(name_or_path: str | os.PathLike[str], what: str) -> str:
@@ -52,3 +52,16 @@ def file_of(place: str, name: str) -> Path | None:
         return Path(hf_hub_download(place, name))
     except EntryNotFoundError:
         return None
+
+
+def own_file_of(place: str, name: str) -> Path | None:
+    """As `file_of`, but of a directory no link is followed.
+
+    Raises:
+        TreeringError: the file of a directory is a link, or no ordinary file.
+        OSError: see `file_of`.
+    """
+    if Path(place).is_dir():
+        path = inside(place, name)
+        return path if path.is_file() else None
+    return file_of(place, name)

@@ -227,7 +227,7 @@ def test_an_adapter_is_told_with_what_to_do(saved, pair, expert_copy, tmp_path):
     tokenizers.save(tokenizers.load(saved["ru"]), tmp_path / "adapter")
     with pytest.raises(TreeringError, match=r"is a PEFT adapter \(LORA\) of the model /far/away/base") as error:
         add_expert(pair, tmp_path / "adapter", "adapter")
-    assert "merge_and_unload" in str(error.value) and "another machine" in str(error.value)
+    assert "treering model merge" in str(error.value) and "another machine" in str(error.value)
     whole = expert_copy("ru")  # transformers would load the adapter beside a model into it
     shutil.copy(tmp_path / "adapter" / "adapter_config.json", whole)
     with pytest.raises(TreeringError, match="is a PEFT adapter"):

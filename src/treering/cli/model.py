@@ -42,6 +42,27 @@ def info(
         _show_model(name, json, trust_remote_code)
 
 
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(metavar="DIR|hub:NAME", help="a PEFT adapter, in safetensors")],
+    base: Annotated[str, typer.Option(help="the model that it was trained on: DIR, hub:NAME or FILE.gguf")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the model that is made")],
+) -> None:
+    """Merge a PEFT adapter into its model, which is then one that can be composed, grown, measured and published.
+
+    Example: treering model merge lora-law --base SmolLM2-135M -o law
+    """
+    from treering.cli.console import progress, results
+    from treering.composition import load_model
+    from treering.composition.adapters import merge as merge_into
+    from treering.composition.joining import require_single
+    from treering.tokenizer import load
+
+    progress()
+    merge_into(adapter, require_single(base, load_model(base)), load(base), output)
+    results().print(f"{output}", highlight=False, markup=False)
+
+
 def _show_model(name: str, json: bool, trust_remote_code: bool) -> None:
     from rich.table import Table
 

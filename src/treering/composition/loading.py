@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from treering.composition import layout
+from treering.composition.adapters import CONFIG as ADAPTER
 from treering.composition.bases import BRANCH, without_trunk
 from treering.composition.configuration import CompositionConfig
 from treering.composition.joining import require_fitted
@@ -28,8 +29,6 @@ from treering.headers import header
 from treering.location import file_of, locate
 from treering.output import recover
 from treering.reading import printable, read_json
-
-ADAPTER = "adapter_config.json"
 
 
 def load_model(
@@ -299,14 +298,12 @@ def _adapter(place: str, file: Path) -> str:
     kind, base = (printable(str(values.get(name, "?"))) for name in ("peft_type", "base_model_name_or_path"))
     lines = [
         f"{printable(place)} is a PEFT adapter ({kind}) of the model {base}, not a model. Merge it into that first:",
-        f'  python -c "from peft import AutoPeftModelForCausalLM as M; '
-        f"M.from_pretrained('{printable(place)}').merge_and_unload().save_pretrained('MERGED')\"",
-        "and copy the tokenizer into MERGED, which is then an ordinary model.",
+        f"  treering model merge {printable(place)} --base {base} -o MERGED",
+        "MERGED is then an ordinary model.",
     ]
     if not Path(base).is_dir():
         where = "a path of another machine" if Path(base).is_absolute() else "a name on the hub, or a path elsewhere"
         lines.append(
-            f"{base} is no directory here but {where}: if it cannot be found, write where the model is as "
-            f"base_model_name_or_path in {printable(str(file))}."
+            f"{base} is no directory here but {where}: if it cannot be found, say with --base where the model is."
         )
     return "\n".join(lines)
