@@ -39,6 +39,9 @@ from treering.composition.rules import (
 )
 from treering.composition.tree import Place, Record, Trunk, tree
 
+PARTS = {"gpt_neox": ("layers", "final_layer_norm"), "falcon": ("h", "ln_f")}
+"""What families call their blocks and their final norm, where not as Llama does."""
+
 
 class CompositionConfig(PreTrainedConfig):
     """What a composition is made of.
@@ -149,14 +152,14 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         if not place.embedding:
             self.experts[name] = model
             return
-        # Parts are known of GPT-NeoX and of families that call them as Llama does.
-        base, norm = model.base_model, "final_layer_norm" if config.model_type == "gpt_neox" else "norm"
+        base, (layers, norm) = model.base_model, PARTS.get(config.model_type, ("layers", "norm"))
+        stack = getattr(base, layers)
         for trunk in trunks:
-            own_blocks = nn.ModuleDict({"layers": base.layers[trunk.first : trunk.last]})
+            own_blocks = nn.ModuleDict({layers: stack[trunk.first : trunk.last]})
             blocks: Any = shared(self.trunks, trunk.key, own_blocks)
-            for number, block in enumerate(blocks["layers"], trunk.first):
-                base.layers[number] = block
-        own: dict[str, nn.Module] = {"layers": base.layers[place.first :]}
+            for number, block in enumerate(blocks[layers], trunk.first):
+                stack[number] = block
+        own: dict[str, nn.Module] = {layers: stack[place.first :]}
         if place.norm:
             setattr(base, norm, shared(self.norms, place.norm, getattr(base, norm)))
         else:
