@@ -61,6 +61,13 @@ def test_who_beats_whom_where_fewer_and_where_more_is_better(found):
     assert sentence(pairs["ru", "b", "c"]) == "b beats c"
 
 
+def test_one_document_tells_nothing():
+    comparison = compare({"a": {TEXT: losses([50])}, "b": {TEXT: losses([70])}})
+    (pair,) = comparison.pairs
+    assert (pair["better"], sentence(pair)) == ("unknown", "of a and b, one document or question tells nothing")
+    assert "| -28.6% |  | of a and b" in as_markdown(comparison)
+
+
 def test_cells_have_their_values_and_intervals(found):
     cells = {(c["model"], c["subject"]): c for c in compare(found).cells}
     assert cells["a", "ru"]["value"] == pytest.approx(50 / 100 / np.log(2))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from treering import tokenizer as tokenizers
 from treering.cli.main import app
 from treering.composition import add_expert, compose_directories, list_experts, remove_expert
 from treering.errors import TreeringError
+from treering.evaluation import generate, prompt_ids
 from treering.publishing import card, renew_card, stated_licence, write_card
 from treering.publishing.card import MARKER, parameters
 from treering.training import train
@@ -77,11 +79,15 @@ def use(place):
     return code.replace(str(place).strip("/"), str(place)).replace("max_new_tokens=50", "max_new_tokens=2")
 
 
-def test_four_lines_of_plain_transformers_work(places):
-    exec(compile(use(places / "ru"), "card", "exec"), {})
+def test_a_few_lines_of_plain_transformers_write_what_treering_writes(places, tokenizer):
+    exec(compile(use(places / "ru"), "card", "exec"), names := {})
+    ids = torch.tensor([prompt_ids(names["model"], tokenizer, "To open the file,", 2)])
+    assert names["output"][:, : ids.shape[1]].equal(ids)
+    written = generate(names["model"], tokenizer, "To open the file,", 2, temperature=0)
+    assert tokenizer.decode(names["output"][0], skip_special_tokens=True) == "To open the file," + written
 
 
-def test_four_lines_of_plain_transformers_work_for_a_composition_too(places, tmp_path):
+def test_a_few_lines_of_plain_transformers_work_for_a_composition_too(places, tmp_path):
     compose_directories({name: places / name for name in ("ru", "zh")}, tmp_path / "pair")
     script = f"import sys; sys.modules['treering'] = None\n{use(tmp_path / 'pair')}"
     environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_MODULES_CACHE": str(tmp_path / "modules")}

@@ -61,6 +61,7 @@ class Pair(TypedDict):
     difference: float
     low: float
     high: float
+    count: int
     better: Literal["first", "second", "unknown"]
 
 
@@ -146,6 +147,8 @@ def _values(comparison: Comparison, best: str) -> Iterator[list[str]]:
 def sentence(pair: Pair) -> str:
     """Who beats whom, in words."""
     first, second = pair["first"], pair["second"]
+    if pair["count"] < 2:
+        return f"of {first} and {second}, one document or question tells nothing"
     if pair["better"] == "unknown":
         return f"{first} and {second} cannot be told apart"
     return f"{first} beats {second}" if pair["better"] == "first" else f"{second} beats {first}"
@@ -193,7 +196,8 @@ def _pair(first: str, second: str, subject: Subject, a: Found, b: Found, seed: i
         assert isinstance(b, np.ndarray)
         difference = float(a.mean() - b.mean())
         low, high = map(float, np.quantile(_resampled_means(a, seed) - _resampled_means(b, seed), [0.025, 0.975]))
-    sign = 1 if low > 0 else -1 if high < 0 else 0
+    count = _size(a)
+    sign = 0 if count < 2 else 1 if low > 0 else -1 if high < 0 else 0
     winner: dict[int, Literal["first", "second", "unknown"]] = {1: "first", -1: "second", 0: "unknown"}
     return Pair(
         first=first,
@@ -203,6 +207,7 @@ def _pair(first: str, second: str, subject: Subject, a: Found, b: Found, seed: i
         difference=difference,
         low=low,
         high=high,
+        count=count,
         better=winner[-sign if subject.lower_is_better else sign],
     )
 
@@ -226,7 +231,8 @@ def by_subject(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
 def told(pair: Pair) -> tuple[str, str]:
     """The difference and its interval, as people read them."""
     form = "{:+.1%}" if pair["measure"] == BITS else "{:+.3f}"
-    return form.format(pair["difference"]), f"{form} … {form}".format(pair["low"], pair["high"])
+    interval = f"{form} … {form}".format(pair["low"], pair["high"]) if pair["count"] > 1 else ""
+    return form.format(pair["difference"]), interval
 
 
 def _escaped(text: str) -> str:

@@ -270,14 +270,18 @@ def parameters(directory: Path) -> int:
 
 
 def _use(kind: str, name: str, config: Mapping[str, Any]) -> str:
-    # What stands on a substrate learnt documents from the token that begins them on; others' tokenizers know.
-    prompt = 'tokenizer.bos_token + "To open the file,"' if config.get("treering") else '"To open the file,"'
     told = f'"{name}", trust_remote_code=True' if kind == "composition" else f'"{name}"'
+    text = 'tokenizer("To open the file,"'
+    # What stands on a substrate learnt documents from the token on that ends the one before; others' tokenizers know
+    # their own. It goes in by its number: in a text, our tokenizers take what looks like it for text.
+    begun = f'tokenizer.pad({{"input_ids": [[tokenizer.eos_token_id, *{text})["input_ids"]]]}}, return_tensors="pt")'
+    inputs = begun if config.get("treering") else f'{text}, return_tensors="pt")'
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"model = AutoModelForCausalLM.from_pretrained({told})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({told})\n"
-        f'output = model.generate(**tokenizer({prompt}, return_tensors="pt"), max_new_tokens=50)\n'
+        f"inputs = {inputs}\n"
+        "output = model.generate(**inputs, max_new_tokens=50)\n"
         "print(tokenizer.decode(output[0], skip_special_tokens=True))"
     )
 

@@ -44,7 +44,7 @@ def comparison_page(comparison: Comparison, command: str) -> str:
                 "cells": [
                     {
                         "value": f"{cell['value']:.3f}",
-                        "interval": f"{cell['low']:.3f} … {cell['high']:.3f}",
+                        "interval": f"{cell['low']:.3f} … {cell['high']:.3f}" if cell["count"] > 1 else "",
                         "best": good[cell["model"], subject, measure] == 1,
                     }
                     for cell in own
