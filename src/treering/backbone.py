@@ -7,6 +7,7 @@ rotary attention over the whole head and an untied output head, so every model i
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -231,6 +232,11 @@ UNLIMITED = 2**31
 def context_length(config: PreTrainedConfig) -> int:
     """How many tokens a model can read; families with relative positions alone (Bloom, Mamba) know no limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
+
+
+def keeps_keys_and_values(model: PreTrainedModel) -> bool:
+    """Whether a cache of keys and values carries what the model has read; state space models keep something else."""
+    return "past_key_values" in inspect.signature(model.forward).parameters
 
 
 def per_block(config: PreTrainedConfig) -> dict[str, list[Any]]:

@@ -55,17 +55,6 @@ def weights(directory):
     return (directory / "model.safetensors").read_bytes()
 
 
-def kill_at(patch, step):
-    """Let the process die as it begins a step, counted from 0."""
-
-    def die(trainer, *args, **kwargs):
-        if trainer.state.global_step == step:
-            raise KeyboardInterrupt
-        return AtomicTrainer.__base__.training_step(trainer, *args, **kwargs)
-
-    patch.setattr(AtomicTrainer, "training_step", die)
-
-
 def test_the_weights_of_the_lowest_validation_are_left(run, tmp_path, monkeypatch):
     seen = {}
     evaluate = AtomicTrainer.evaluate
@@ -100,7 +89,7 @@ def test_the_weights_of_the_lowest_validation_are_left(run, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 7])
-def test_killed_at_any_moment_it_leaves_the_same_bytes(run, tmp_path, step):
+def test_killed_at_any_moment_it_leaves_the_same_bytes(kill_at, run, tmp_path, step):
     """Before the best is known, between it and the first checkpoint, after either checkpoint."""
     whole, _ = run(tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -111,7 +100,7 @@ def test_killed_at_any_moment_it_leaves_the_same_bytes(run, tmp_path, step):
     assert validations(result) == validations(whole) and result.kept_step == whole.kept_step
 
 
-def test_a_checkpoint_holds_the_best_unless_it_is_it(run, tmp_path):
+def test_a_checkpoint_holds_the_best_unless_it_is_it(kill_at, run, tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         kill_at(patch, 5)
         run(tmp_path / "parts", checkpoint_steps=2)
@@ -130,7 +119,7 @@ def test_a_checkpoint_holds_the_best_unless_it_is_it(run, tmp_path):
     assert sorted(path.name for path in unfinished.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
 
 
-def test_the_best_of_another_model_is_refused(run, tmp_path):
+def test_the_best_of_another_model_is_refused(kill_at, run, tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         kill_at(patch, 7)
         run(tmp_path / "parts")

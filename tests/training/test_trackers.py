@@ -14,7 +14,6 @@ from treering.growth import Plan, Stage, grow, seedling
 from treering.recipe import check_recipe
 from treering.training import Backbone, Training
 from treering.training import trackers as module
-from treering.training.checkpoints import AtomicTrainer
 
 
 def scalars(directory):
@@ -23,15 +22,6 @@ def scalars(directory):
     events = reader.EventAccumulator(str(directory), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-def kill_at(patch, step):
-    def die(trainer, *args, **kwargs):
-        if trainer.state.global_step == step:
-            raise KeyboardInterrupt
-        return AtomicTrainer.__base__.training_step(trainer, *args, **kwargs)
-
-    patch.setattr(AtomicTrainer, "training_step", die)
 
 
 def test_one_name_or_a_list():
@@ -57,7 +47,7 @@ def test_what_is_not_installed_is_said_before_anything_starts(run, model, settin
     assert not list(tmp_path.iterdir())
 
 
-def test_tensorboard_goes_on_in_the_same_log(run, model, settings, tmp_path, monkeypatch):
+def test_tensorboard_goes_on_in_the_same_log(kill_at, run, model, settings, tmp_path, monkeypatch):
     settings = settings.model_copy(update={"report_to": ("tensorboard",)})
     initial = {name: p.clone() for name, p in model.state_dict().items()}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -108,7 +98,7 @@ class Tracker(SimpleNamespace):
         self.logged.append(entry)
 
 
-def test_trackio_goes_on_with_the_run_of_the_same_name(run, model, settings, tmp_path, monkeypatch):
+def test_trackio_goes_on_with_the_run_of_the_same_name(kill_at, run, model, settings, tmp_path, monkeypatch):
     tracker = Tracker()
     monkeypatch.setitem(sys.modules, "trackio", tracker)
     monkeypatch.setattr("treering.training.run.require_trackers", lambda names: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from treering import backbone
-from treering.backbone import Standing
+from treering.backbone import Standing, keeps_keys_and_values
 from treering.composition.adapters import merged
 from treering.composition.arrangement import arrange
 from treering.composition.bases import require_one_base
@@ -201,7 +200,7 @@ def require_single(name: str, model: PreTrainedModel) -> PreTrainedModel:
 
 def _require_cache(name: str, expert: PreTrainedModel) -> None:
     """Refuse a family whose past does not fit into a common cache; it would silently forget it."""
-    if "past_key_values" not in inspect.signature(expert.forward).parameters:
+    if not keeps_keys_and_values(expert):
         raise TreeringError(
             f"{name} is a {expert.config.model_type} model, which keeps no keys and values of what it has read, as the "
             "common cache of a composition needs. Join models with attention."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import random
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
+from treering.backbone import keeps_keys_and_values
 from treering.composition import ComposedModel, draw
 from treering.serving.forms import Piece, Reason, Usage
 from treering.serving.logprobs import Said, said
@@ -89,34 +89,31 @@ class Writing:
     def _is_read_apart(self, prompt: Prompt) -> bool:
         """Whether a prompt is read before a text is begun: because it is told of, or has several."""
         several = self._asked.parameters.n > 1 and prompt.room > 0 and not self._is_drawn
-        return self._tells_prompt or (several and self._is_cached)
-
-    @property
-    def _is_cached(self) -> bool:
-        """Whether the model keeps keys and values; state space models keep something of their own."""
-        return "past_key_values" in inspect.signature(self._asked.model.forward).parameters
+        return self._tells_prompt or (several and keeps_keys_and_values(self._asked.model))
 
     @torch.no_grad()
     def _read(self, prompt: Prompt) -> tuple[Cache | None, list[Said]]:
-        """Read all of a prompt but its last token: a piece at a time, if the model keeps a cache that we know.
+        """Read all of a prompt but its last token: a piece at a time, if keys and values are kept of it.
 
         Returns:
             What is cached of it, and what the model said of all tokens but the first, if that is to be told.
         """
         model: Any = self._asked.model
         ids = torch.tensor(prompt.ids, device=model.device)
-        cache, heard = None, list[Said]()
+        cached: Any = {"use_cache": True} if keeps_keys_and_values(model) else {}
+        at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size) if cached else len(ids)
+        heard = list[Said]()
         self._require_reader()
         with self._served.turns:
-            at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size) if self._is_cached else len(ids)
             for piece in filter(len, ids[:-1].split(at_once)):
-                read = model(piece[None], **({"past_key_values": cache, "use_cache": True} if self._is_cached else {}))
-                cache = read.get("past_key_values")
+                read = model(piece[None], **cached)
+                if cached:
+                    cached["past_key_values"] = read.past_key_values
                 if self._tells_prompt:
                     following = ids[len(heard) + 1 :][: len(piece)]
                     heard += said(read.logits[0], following, self._asked.alternatives or 0)
                 self._between()
-        return cache, heard
+        return cached.get("past_key_values"), heard
 
     def _echo(self, prompt: Prompt, heard: list[Said]) -> Piece:
         """A prompt as the beginning of an answer."""
