@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -8,12 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM, get_scheduler
 
 from treering.backbone import blocks, embedding
 from treering.errors import Interrupted, TreeringError
-from treering.training import Training
+from treering.training import Training, train
 from treering.training import run as run_module
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.run import _schedule, scale_residual_outputs
@@ -59,6 +61,17 @@ def test_history_and_record_say_what_was_measured(run, model, settings, tmp_path
 def test_validation_is_the_models_loss_on_held_out_blocks(run, model, settings, tmp_path, corpus, tokenizer):
     result = run(model, tmp_path / "out", settings)
     ids = [i for text in corpus.validation["text"] for i in (tokenizer.eos_token_id, *tokenizer(text)["input_ids"])]
+    packed = torch.tensor(ids[: len(ids) // 64 * 64]).view(-1, 64)
+    with torch.no_grad():
+        expected = model.eval()(packed, labels=packed).loss.item()
+    assert result.history[-1]["eval_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_chooses_is_not_what_measures(model, settings, tmp_path, corpus, tokenizer):
+    """With documents set apart, a run is watched on these, and the held-out ones are not so much as looked at."""
+    apart = replace(corpus, calibration=corpus.validation.select(range(5)), validation=None)
+    result = train(model, tokenizer, apart, tmp_path / "out", settings, console=Console(file=io.StringIO()))
+    ids = [i for text in apart.calibration["text"] for i in (tokenizer.eos_token_id, *tokenizer(text)["input_ids"])]
     packed = torch.tensor(ids[: len(ids) // 64 * 64]).view(-1, 64)
     with torch.no_grad():
         expected = model.eval()(packed, labels=packed).loss.item()

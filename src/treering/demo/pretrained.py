@@ -123,7 +123,9 @@ def demo_pretrained(
 
 
 def _recipe(size: Size) -> dict[str, Any]:
-    return {"plan": "branch", "training": {"epochs": size.epochs, "evaluations": 4}, "abilities": False}
+    # The last weights: the pages that would choose the best ones are those that are reported on.
+    training = {"epochs": size.epochs, "evaluations": 4, "keep": "last"}
+    return {"plan": "branch", "training": training, "abilities": False}
 
 
 def _base(place: Path, model: str, console: Console) -> PreTrainedTokenizerFast:

@@ -364,8 +364,6 @@ class _Study:
             abilities=False,
         )
         begun = begin(recipe)
-        # What a run shows of itself is of the pages set apart; those held out are read when it is finished.
-        begun = replace(begun, corpus=replace(begun.corpus, validation=begun.corpus.calibration))
         if unit == "joint":
             recipe, begun = self._pooled(recipe, begun, tasks)
         grow_recipe(recipe, self.console, begun)

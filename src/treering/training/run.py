@@ -298,15 +298,20 @@ def require_fit(model: PreTrainedModel, corpus: corpora.Corpus, tokenizer: PreTr
 
 
 def validation_blocks(corpus: corpora.Corpus, tokenizer: PreTrainedTokenizerFast) -> tuple[Dataset, float]:
-    """Held-out documents packed as the training blocks are, and the UTF-8 bytes that a token of them stands for."""
-    texts = corpus.validation["text"]
+    """Documents that a run is watched on, packed as the training blocks are, and the UTF-8 bytes of a token of them.
+
+    They choose which weights are kept and when a run ends, so they are the calibration documents where a corpus sets
+    some apart: those held out for measuring are then read by no run.
+    """
+    name, apart = ("calibration", corpus.calibration) if len(corpus.calibration) else ("validation", corpus.validation)
+    texts = apart["text"]
     ids = tokenizers.encode(tokenizer, list(texts))
     block_size = corpus.manifest.block_size
     packed = list(corpora.pack(ids, block_size, tokenizers.separator(tokenizer)))
     if not packed:
         raise TreeringError(
-            f"The held-out documents fill not one block of {block_size} tokens. Prepare the corpus with a larger "
-            "--validation share or a smaller --block-size."
+            f"The {name} documents fill not one block of {block_size} tokens. Prepare the corpus with a larger "
+            f"--{name} share or a smaller --block-size."
         )
     bytes_per_token = sum(len(text.encode()) for text in texts) / sum(map(len, ids))
     return Dataset.from_dict({"input_ids": packed}), bytes_per_token
