@@ -125,7 +125,8 @@ def test_a_branch_grows_without_a_recipe(folder, monkeypatch):
     own = set(after) - set(before)
     assert own and all(name.startswith(("model.layers.2.", "model.layers.3.")) for name in own)
     settings = json.loads((folder / "out" / "training.json").read_text())["settings"]
-    assert {name: settings[name] for name in recipes.BRANCH_TRAINING} == recipes.BRANCH_TRAINING
+    said = {"learning_rate": 3e-3, "epochs": 2, "warmup": 0.1, "keep": "best"}
+    assert {name: settings[name] for name in said} == said
     tokenizers.load(folder / "out")
 
 
@@ -191,11 +192,29 @@ def test_what_a_recipe_says_of_a_branchs_training_stands(folder):
     run(write(folder, **fields))
     settings = json.loads((folder / "out" / "training.json").read_text())["settings"]
     assert settings["tokens"] == TRAINING["tokens"] and settings["epochs"] is None
-    assert settings["learning_rate"] == recipes.BRANCH_TRAINING["learning_rate"]
+    assert settings["learning_rate"] == 1e-3  # of copies
     grown = AutoModelForCausalLM.from_pretrained(folder / "out")
     assert grown.config.num_hidden_layers == 2  # the upper block is the branch's own copy
     run(write(folder, **fields, training=TRAINING | {"learning_rate": 0.5}, output=str(folder / "other")))
     assert json.loads((folder / "other" / "training.json").read_text())["settings"]["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("plan", "rate", "epochs"),
+    [
+        ("branch", 3e-3, 2),
+        (recipes.Branch(), 3e-3, 2),
+        ({"way": "branch", "from": 0, "blocks": 3}, 3e-3, 2),
+        ({"way": "branch", "from": 2}, 1e-3, 1),
+        (recipes.Branch.model_validate({"from": 2}), 1e-3, 1),
+    ],
+)
+def test_copies_train_gently_and_once(plan, rate, epochs):
+    fields = {"model": "m", "data": "d", "output": "o", "plan": plan}
+    found = recipes.GrowthRecipe.model_validate(fields).training
+    assert (found.learning_rate, found.epochs, found.tokens) == (rate, epochs, None)
+    told = recipes.GrowthRecipe.model_validate(fields | {"training": {"epochs": 5, "learning_rate": 0.1}}).training
+    assert (told.learning_rate, told.epochs, told.warmup) == (0.1, 5, 0.1)
 
 
 @pytest.mark.parametrize(

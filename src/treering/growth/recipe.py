@@ -104,8 +104,10 @@ class Branch(Schema):
         return plans.branch(depth, blocks, self.leave, self.head)
 
 
-BRANCH_TRAINING, BRANCH_LENGTH = {"learning_rate": 3e-3, "warmup": 0.1, "keep": "best"}, {"epochs": 2}
-"""What the training of a branch is where its recipe does not say; the rate was found by trying (docs/growth.md)."""
+BRANCH_TRAINING = {"warmup": 0.1, "keep": "best"}
+NEW_BLOCKS, COPIES = ({"learning_rate": 3e-3}, {"epochs": 2}), ({"learning_rate": 1e-3}, {"epochs": 1})
+"""What the training of a branch is where its recipe does not say: of new blocks on top, and of copies of the model's own,
+which know much and forget by a second pass what the first taught. Found by trying (docs/growth.md, docs/branches.md)."""
 
 PLANS: dict[str, Way | Branch] = {
     "paper-6": Way(way="stacked", depth=6, width=1),
@@ -185,14 +187,16 @@ class GrowthRecipe(Schema):
     @model_validator(mode="before")
     @classmethod
     def _as_a_branch_trains(cls, values: Any) -> Any:
-        """What a branch's training leaves out is `BRANCH_TRAINING`, not what suits a model made from nothing."""
+        """What a branch's training leaves out is what suits a branch, not a model made from nothing."""
         fields = values if isinstance(values, dict) else {}
         plan, training = fields.get("plan"), fields.get("training") or {}
         is_branch = plan == "branch" or _kind_of_plan(plan) == TAG + "branch"
         if not is_branch or not isinstance(training, dict):
             return values
-        length = {} if {"tokens", "epochs"} & training.keys() else BRANCH_LENGTH
-        return fields | {"training": BRANCH_TRAINING | length | training}
+        leaves = plan.leave if isinstance(plan, Branch) else isinstance(plan, dict) and plan.get("from", 0)
+        rate, length = COPIES if leaves else NEW_BLOCKS
+        length = {} if {"tokens", "epochs"} & training.keys() else length
+        return fields | {"training": BRANCH_TRAINING | rate | length | training}
 
     @model_validator(mode="after")
     def _one_beginning(self) -> GrowthRecipe:
