@@ -62,7 +62,7 @@ def grown(base: PreTrainedModel, branches: int, blocks: int, own_head: bool) -> 
         with torch.no_grad():
             for block in backbone.blocks(branch)[depth:]:
                 for output in backbone.residual_outputs(block):
-                    output.weight.mul_(LOUD)
+                    output.mul_(LOUD)
         if own_head:
             branch.config.tie_word_embeddings = False
             head = nn.Linear(*reversed(backbone.head(base).weight.shape), bias=False)

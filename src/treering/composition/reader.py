@@ -16,8 +16,8 @@ from treering.composition.rules import log_likelihood
 from treering.composition.states import States
 from treering.errors import TreeringError
 
-LOGITS_AT_ONCE = 2**21
-"""Logits (tokens × vocabulary) that exist at once while a long prompt is weighed: 8 MiB in float32."""
+LOGITS_AT_ONCE = 3 * 2**19
+"""Logits (tokens × vocabulary) that exist at once while a long prompt is weighed: 6 MiB in float32."""
 WEIGHED_AT_ONCE = 2**18
 """Of those, how many a processor takes at once to normalise them, which needs four times their memory."""
 FEW = 16
