@@ -74,12 +74,20 @@ def test_a_study_has_all_baselines_for_equal_tokens_and_equal_compute(recipe):
         ({"way": "turns", "depth": 6, "width": 2}, (1, 2)),
         ({"way": "turns", "depth": 6, "width": 3}, (1, 2, 3)),
         ("looped-6", (1, 2, 3)),  # four blocks without the head are more than three with one for 700 tokens
-        ("monolithic-6", (1, 2, 3, 4, 5, 6)),
     ],
 )
 def test_the_shallow_model_is_the_deepest_of_the_same_active_budget(recipe, plan, blocks):
     made = rows(StudyRecipe.model_validate(recipe | {"plan": plan}))
     assert {row.plan.stages[0].new for row in made if row.name.startswith("shallow")} == {blocks}
+
+
+def test_there_is_no_shallow_model_of_a_budget_of_all_blocks(recipe):
+    made = rows(StudyRecipe.model_validate(recipe | {"plan": "copied-12", "more": {}}))
+    assert [row.name for row in made if row.kind == "glyph"] == [
+        "grown, glyph",
+        "monolithic, glyph",
+        "grown, glyph, equal compute",
+    ]
 
 
 def test_two_rows_of_one_name_are_refused(recipe):

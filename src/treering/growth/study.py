@@ -138,15 +138,19 @@ def study(recipe: StudyRecipe, console: Console | None = None) -> list[Outcome]:
 def rows(recipe: StudyRecipe) -> list[Row]:
     """All rows of a study: grown, monolithic and shallow for the same tokens, then for the same compute.
 
+    A plan that trains all blocks at once has no shallow model of its budget: that would be the monolithic one.
+
     Raises:
         TreeringError: two would have one name.
     """
     plan = as_plan(recipe.plan)
     depth, whole, shape = steps(plan)[-1].depth, _tokens(recipe), _shape(recipe)
+    blocks = _shallow(plan, shape)
+    shallow: list[tuple[str, Kind, Plan]] = [("shallow, glyph", "glyph", plans.monolithic(blocks))]
     named: list[tuple[str, Kind, Plan]] = [
         *((f"grown, {kind}", kind, plan) for kind in recipe.kinds),
         *((f"monolithic, {kind}", kind, plans.monolithic(depth)) for kind in recipe.kinds),
-        ("shallow, glyph", "glyph", plans.monolithic(_shallow(plan, shape))),
+        *(shallow if blocks < depth else []),
         *((name, "glyph", as_plan(other)) for name, other in recipe.more.items()),
     ]
     found = [Row(*each, whole) for each in named]
