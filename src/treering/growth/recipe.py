@@ -106,8 +106,8 @@ class Branch(Schema):
 
 BRANCH_TRAINING = {"warmup": 0.1, "keep": "best"}
 NEW_BLOCKS, COPIES = ({"learning_rate": 3e-3}, {"epochs": 2}), ({"learning_rate": 1e-3}, {"epochs": 1})
-"""What the training of a branch is where its recipe does not say: of new blocks on top, and of copies of the model's own,
-which know much and forget by a second pass what the first taught. Found by trying (docs/growth.md, docs/branches.md)."""
+"""What the training of a branch is where its recipe does not say: of new blocks on top, and of copies of the model's
+own, which forget by a second pass what the first taught. Found by trying (docs/growth.md, docs/branches.md)."""
 
 PLANS: dict[str, Way | Branch] = {
     "paper-6": Way(way="stacked", depth=6, width=1),
