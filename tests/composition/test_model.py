@@ -23,6 +23,8 @@ RULES = [
     "probability",
     "evidence",
     "evidence:switch=0.1",
+    "evidence:cache=0.2",
+    "evidence:switch=0.1,cache=0.4",
     "top_k",
     "top_k:k=2",
     "top_k:k=2,switch=0.1",
@@ -63,7 +65,7 @@ def prompt(tokenizer):
     return torch.tensor([tokenizer("To open this dialog, choose")["input_ids"]])
 
 
-def brute_force(experts, model, input_ids):
+def brute_force(experts, model, input_ids, counted):
     """The next token's distribution [vocab] after a text [1, position], written down once more and plainly."""
     name, _, text = str(model.rule).partition(":")
     options = dict(part.split("=") for part in text.split(",") if part)
@@ -74,9 +76,16 @@ def brute_force(experts, model, input_ids):
     prior /= prior.sum()
     equal = torch.full_like(prior, 1 / len(prior))
     weights = prior.clone()
-    switch = float(options.get("switch", 0))
+    switch, share = float(options.get("switch", 0)), float(options.get("cache", 0))
+    text, vocabulary = input_ids[0].tolist(), model.config.vocab_size
+    start = torch.tensor([1 - share, share], dtype=torch.float64)
+    together = start.clone()  # all experts, and what the text repeats of itself
     for position in range(1, input_ids.shape[1]):
         weights *= torch.stack([log[position - 1, input_ids[0, position]].exp() for log in logs])
+        if share:
+            again = counted(text[:position], vocabulary)[text[position]]
+            together *= torch.stack([weights.sum(), torch.tensor(again)])
+            together = (1 - share) * together / together.sum() + share * start
         weights /= weights.sum()
         weights = (1 - switch) * weights + switch * prior
     final = torch.cat([output.hidden_states[-1][0, -1] for output in outputs]).double()
@@ -93,6 +102,8 @@ def brute_force(experts, model, input_ids):
     weights = {"mean": equal, "probability": equal, "weighted": prior}.get(name, weights)
     if name == "mean" or options.get("pool") == "log":
         return (weights @ last).softmax(-1)
+    if share:
+        return together[0] * (weights @ last.exp()) + together[1] * torch.tensor(counted(text, vocabulary)).double()
     return weights @ last.exp()
 
 
@@ -107,30 +118,30 @@ def test_forward_is_the_mean_of_the_experts(experts, composed, prompt):
 
 
 @pytest.mark.parametrize("spec", RULES)
-def test_forward_is_the_rule_at_every_position(experts, any_rule, prompt, spec):
+def test_forward_is_the_rule_at_every_position(experts, any_rule, prompt, spec, counted):
     model = any_rule(spec)
     with torch.no_grad():
         distributions = model(prompt).logits[0].softmax(-1)
     for position in range(prompt.shape[1]):
-        expected = brute_force(experts, model, prompt[:, : position + 1])
+        expected = brute_force(experts, model, prompt[:, : position + 1], counted)
         torch.testing.assert_close(distributions[position].double(), expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("spec", RULES)
-def test_greedy_generation_is_a_loop_over_full_forwards(experts, any_rule, prompt, spec):
+def test_greedy_generation_is_a_loop_over_full_forwards(experts, any_rule, prompt, spec, counted):
     model, expected = any_rule(spec), prompt
     for _ in range(20):
-        token = brute_force(experts, model, expected).argmax()[None, None]
+        token = brute_force(experts, model, expected, counted).argmax()[None, None]
         expected = torch.cat([expected, token], dim=1)
     assert model.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=-1).equal(expected)
 
 
 @pytest.mark.parametrize("spec", RULES)
-def test_sampling_is_a_loop_over_full_forwards(experts, any_rule, prompt, spec):
+def test_sampling_is_a_loop_over_full_forwards(experts, any_rule, prompt, spec, counted):
     model, expected = any_rule(spec), prompt
     torch.manual_seed(0)
     for _ in range(20):
-        distribution = brute_force(experts, model, expected).float()[None]
+        distribution = brute_force(experts, model, expected, counted).float()[None]
         expected = torch.cat([expected, torch.multinomial(distribution, 1)], dim=1)
     torch.manual_seed(0)
     sampled = model.generate(prompt, max_new_tokens=20, do_sample=True, top_k=0, eos_token_id=-1)
@@ -274,7 +285,7 @@ def test_experts_keep_their_own_configuration(experts, composed):
 def test_one_expert_with_itself_is_itself(experts, prompt):
     one = experts["deep"]
     with torch.no_grad():
-        for spec in RULES:
+        for spec in (spec for spec in RULES if "cache" not in spec):
             joined = compose({"a": one, "b": one}, spec)(prompt).logits
             torch.testing.assert_close(joined.softmax(-1), one(prompt).logits.softmax(-1))
 

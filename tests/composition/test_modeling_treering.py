@@ -27,6 +27,7 @@ RULES = [
     "weighted:pool=log",
     "evidence",
     "evidence:switch=0.01",
+    "evidence:switch=0.01,cache=0.2",
     "top_k",
     "top_k:k=2,switch=0.1",
     "gate",

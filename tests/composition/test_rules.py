@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,6 +36,7 @@ def world(shape, seed):
             "gate": torch.randn(experts, experts * (D + 1) + 1, **random),
             "adapter": torch.randn(vocab, experts * D, **random),
         },
+        tokens=tokens,
     )
     return logits, reading, tokens
 
@@ -139,6 +141,34 @@ def test_fixed_share_keeps_its_bound_against_any_sequence_of_experts(shape, seed
         for old, new in itertools.pairwise(sequence):
             bound -= math.log(switch) + reading.prior[new].item() if old != new else math.log(1 - switch)
         assert surprise(joined[row].log_softmax(-1), tokens[row]) <= theirs + bound + 1e-9
+
+
+@given(shapes, seeds, switches, st.sampled_from([0.01, 0.2, 0.9]))
+def test_a_cache_costs_at_most_what_it_says(shape, seed, switch, share):
+    logits, reading, tokens = world(shape, seed)
+    plain, cached = (rule(f"evidence:switch={switch}{more}")(logits, reading) for more in ("", f",cache={share}"))
+    bound = -math.log(1 - share) - (shape[2] - 2) * math.log(1 - share**2)
+    for row in range(shape[1] if shape[2] > 1 else 0):
+        without = surprise(plain.logits[row].log_softmax(-1), tokens[row])
+        assert surprise(cached.logits[row].log_softmax(-1), tokens[row]) <= without + bound + 1e-5
+    ones = torch.ones(shape[1:3], dtype=torch.float64)
+    torch.testing.assert_close(cached.weights.exp().sum(0), ones)
+    torch.testing.assert_close(cached.logits.softmax(-1).sum(-1), ones)
+    assert cached.evidence.shape[0] == shape[0] + 2
+
+
+@given(shapes, seeds, st.integers(1, 5))
+def test_a_cache_goes_on_from_its_state(shape, seed, at):
+    logits, reading, tokens = world(shape, seed)
+    joining, at = rule("evidence:switch=0.1,cache=0.2"), min(at, shape[2] - 1)
+    whole = joining(logits, reading)
+    state = None
+    for part in (slice(0, at), slice(at, None)) if at else ():
+        own = replace(reading, likelihood=reading.likelihood[..., part], state=state, tokens=tokens[:, : part.stop])
+        joined = joining(logits[:, :, part], own)
+        state = joined.evidence[..., -1]
+        torch.testing.assert_close(joined.logits.softmax(-1), whole.logits[:, part].softmax(-1), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(joined.evidence, whole.evidence[..., part], rtol=1e-5, atol=1e-5)
 
 
 @given(shapes, seeds, switches)

@@ -12,6 +12,7 @@ from treering.cli.main import app
 from treering.composition import compose, compose_directories
 from treering.errors import TreeringError
 from treering.evaluation import document_losses, explain
+from treering.evaluation.attribution import ITSELF
 from treering.report.explanation import explanation, shade
 from treering.tokenizer import encode, save, train
 
@@ -76,6 +77,17 @@ def test_totals_are_those_of_document_losses_by_every_rule_and_beyond_the_contex
         assert share["bits_per_byte"] == pytest.approx(alone, rel=1e-5)
     assert sum(share["tokens"] for share in shares) == pytest.approx(1)
     assert sum(share["bytes"] for share in shares) == pytest.approx(1)
+
+
+def test_what_the_text_repeats_of_itself_has_a_name_and_its_credit(composed, tokenizer):
+    text = "Откройте файл. Откройте файл. Откройте файл."
+    found = explain(composed.use("evidence:cache=0.3"), tokenizer, text)
+    assert found.experts == (*composed.experts, ITSELF)
+    torch.testing.assert_close(found.weights.exp().sum(0), torch.ones(len(found.spans), dtype=torch.float64))
+    torch.testing.assert_close((found.weights + found.likelihood).logsumexp(0), found.joined, rtol=1e-4, atol=1e-4)
+    third = len(found.spans) // 3
+    assert found.credit[-1, -third:].min() > 0.9 > found.credit[-1, :third].mean()
+    assert found.bits_per_byte == pytest.approx(document_losses(composed, tokenizer, [text]).score().bits_per_byte)
 
 
 @pytest.mark.parametrize("text", [HARD, "\n", " ", "😀", "a", "打开"])

@@ -26,10 +26,10 @@ def require_drawable(model: PreTrainedModel) -> ComposedModel:
     """
     if not isinstance(model, ComposedModel):
         raise TreeringError("Only a composition has experts to draw one from; this is a single model.")
-    if model.rule.name != "evidence":
+    if model.rule.name != "evidence" or model.rule.parameters.get("cache"):
         raise TreeringError(
-            f"An expert can be drawn for a whole answer where experts are joined by evidence (with or without switch), "
-            f"not by {model.rule}."
+            "An expert can be drawn for a whole answer where experts are joined by evidence (with or without switch, "
+            f"without a cache), not by {model.rule}."
         )
     return model
 

@@ -28,6 +28,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from treering.composition.repeats import NOTHING
 from treering.composition.rules import (
     RULES,
     Reading,
@@ -70,15 +71,16 @@ class Heard(DynamicLayer):
     """What the experts said last, and how far each is believed: what evidence remembers of the text so far.
 
     It is the last layer of the cache, so that beam search, which reorders the rows of a cache, reorders it too.
-    ``keys`` are the experts' logits after the last token [batch, expert, 1, vocab], ``values`` their log-weights after
-    it [batch, expert, 1, 1].
+    ``keys`` are the experts' logits after the last token [batch, expert, 1, vocab], ``values`` the evidence after it
+    and then all tokens so far [batch, evidence + position, 1, 1].
     """
 
     is_croppable = False
 
-    def note(self, logits: Tensor, weights: Tensor) -> None:
-        """Remember logits [expert, batch, vocab] and log-weights [expert, batch]."""
-        self.keys, self.values = logits.movedim(0, 1)[:, :, None], weights.T[..., None, None]
+    def note(self, logits: Tensor, evidence: Tensor, tokens: Tensor) -> None:
+        """Remember logits [expert, batch, vocab], evidence [row, batch] (see `Joined`), tokens [batch, position]."""
+        self.rows, kept = len(evidence), torch.cat([evidence.T, tokens.to(evidence)], 1)
+        self.keys, self.values = logits.movedim(0, 1)[:, :, None], kept[..., None, None]
         self.dtype, self.device, self.is_initialized = self.keys.dtype, self.keys.device, True
 
     @property
@@ -88,10 +90,16 @@ class Heard(DynamicLayer):
         return self.keys[:, :, 0].movedim(1, 0)
 
     @property
-    def weights(self) -> Tensor:
-        """Those log-weights [expert, batch]."""
+    def evidence(self) -> Tensor:
+        """That evidence [row, batch]."""
         assert self.values is not None
-        return self.values[..., 0, 0].T
+        return self.values[:, : self.rows, 0, 0].T
+
+    @property
+    def tokens(self) -> Tensor:
+        """Those tokens [batch, position]."""
+        assert self.values is not None
+        return self.values[:, self.rows :, 0, 0].long()
 
     def crop(self, *_: Any) -> None:
         raise NotImplementedError("What was read cannot be taken back here (assisted decoding): install Treering.")
@@ -200,6 +208,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         predicted, kept = follows(input_ids, attention_mask, begin), positions(logits_to_keep, input_ids)
         caches, heard = self._caches(past_key_values)
         before = heard if begin else None
+        tokens = input_ids if before is None else torch.cat([before.tokens, input_ids], 1)
         text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         logits, last, likelihood, hidden = [], [], [], []
         for number, (model, cache) in enumerate(zip(self.models.values(), caches, strict=True)):
@@ -214,14 +223,15 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         reading = Reading(
             log_prior(tuple(float(record["weight"]) for record in self.config.experts), input_ids.device),
             torch.stack(likelihood) if likelihood else None,
-            None if before is None else before.weights,
+            None if before is None else before.evidence,
             torch.cat(hidden, -1) if hidden else None,
             dict(self.fusion.items()),
             kept,
+            tokens if attention_mask is None else tokens.masked_fill(attention_mask == 0, NOTHING),
         )
         joined = self.rule(torch.stack(logits), reading)
         if heard is not None and joined.evidence is not None:
-            heard.note(torch.stack(last), joined.evidence[..., -1])
+            heard.note(torch.stack(last), joined.evidence[..., -1], tokens)
         loss = None if labels is None else ForCausalLMLoss(joined.logits, labels, self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=joined.logits, past_key_values=past_key_values)
 

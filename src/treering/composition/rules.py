@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from treering.composition.repeats import repeated, repeats
+
 Pool = Literal["linear", "log"]
 Need = Literal["logits", "evidence", "hidden"]
 Share = Annotated[float, {"ge": 0, "lt": 1}]
@@ -36,10 +38,12 @@ class Reading:
         likelihood: log-probability that each expert gave to the token at each position, given all before it [expert,
             batch, position]; 0 where nothing was to be predicted (a text's first token, padding). Of what follows, a
             rule may ask for as much as it ``needs`` (see `register`).
-        state: log-weights after everything that was read before this stretch [expert, batch]; None at a beginning.
+        state: log-weights after everything that was read before this stretch [expert, batch], as `Joined.evidence` has
+            them; None at a beginning.
         hidden: final hidden states of all experts, one after the other [batch, position, sum of widths].
         fusion: what was fitted on top of the experts, by name.
         kept: the positions that ``logits`` and ``hidden`` are given for.
+        tokens: of the text from its beginning to the end of this stretch [batch, position of the text]; -1 for padding.
     """
 
     prior: Tensor
@@ -48,6 +52,7 @@ class Reading:
     hidden: Tensor | None = None
     fusion: Mapping[str, Tensor] = field(default_factory=dict)
     kept: slice | Tensor = field(default_factory=lambda: slice(None))
+    tokens: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,11 @@ class Joined:
 
     Attributes:
         logits: of the composition, [batch, position, vocab]; their softmax is its distribution.
-        weights: log-weight of each expert at those positions [expert, batch, position].
+        weights: log-weight of each expert at those positions [expert, batch, position], and after the experts' that of
+            the ``cache`` where there is one.
         evidence: log-weights after each position of the reading [expert, batch, position], whose last is the next
-            reading's ``state``; None for rules that need no evidence.
+            reading's ``state``; None for rules that need no evidence. With a ``cache`` two more rows: of all experts
+            together, and of it.
     """
 
     logits: Tensor
@@ -275,11 +282,17 @@ def probability(logits: Tensor, reading: Reading) -> Joined:
     "Branch-Train-Merge (Li 2022), here exact and per token",
     needs=["logits", "evidence"],
 )
-def evidence(logits: Tensor, reading: Reading, *, switch: Share = 0.0) -> Joined:
-    """A mixture weighted by the experts' posterior given the text so far; see `posterior` for what it promises."""
+def evidence(logits: Tensor, reading: Reading, *, switch: Share = 0.0, cache: Share = 0.0) -> Joined:
+    """A mixture weighted by the experts' posterior given the text so far; see `posterior` for what it promises.
+
+    With ``cache`` = α, mixed once more with what the text repeats of itself (see ``repeats``): two sources, the experts
+    together with a prior of 1 − α and the text's own repetitions with α, by `posterior` with ``switch`` = α. On any
+    text of T tokens that is at most ``−ln(1 − α) − (T − 1)·ln(1 − α²)`` nats more than without a cache.
+    """
     track = _track(reading, switch)
     weights = track[..., reading.kept]
-    return Joined(linear_pool(logits, weights), weights, track)
+    joined = Joined(linear_pool(logits, weights), weights, track)
+    return _with_cache(joined, reading, cache) if cache else joined
 
 
 @register("sparse posterior, as Branch-Train-Merge (Li 2022) and c-BTM (Gururangan 2023)", needs=["logits", "evidence"])
@@ -341,4 +354,25 @@ def adapter_start(heads: Sequence[Tensor]) -> Tensor:
 
 def _track(reading: Reading, switch: float) -> Tensor:
     assert reading.likelihood is not None
-    return posterior(reading.likelihood, reading.prior, reading.state, switch)
+    state = None if reading.state is None else reading.state[: len(reading.prior)]
+    return posterior(reading.likelihood, reading.prior, state, switch)
+
+
+def _with_cache(joined: Joined, reading: Reading, share: float) -> Joined:
+    """What experts say together, mixed with what the text repeats of itself; see `evidence`."""
+    tokens, likelihood, track, experts = reading.tokens, reading.likelihood, joined.evidence, len(reading.prior)
+    assert tokens is not None and likelihood is not None and track is not None
+    first, vocabulary = tokens.shape[1] - likelihood.shape[-1], joined.logits.shape[-1]
+    start = reading.prior[:, None].expand(track.shape[:2]) if reading.state is None else reading.state[:experts]
+    before = torch.cat([start.to(track)[..., None], track[..., :-1]], -1)
+    said = torch.stack([(before + likelihood).logsumexp(0), repeated(tokens, first, vocabulary).to(likelihood)])
+    prior = log_prior((1 - share, share), tokens.device)
+    both = posterior(said, prior, None if reading.state is None else reading.state[experts:], share)
+    weights = both[..., reading.kept]
+    at = torch.arange(first, tokens.shape[1], device=tokens.device)[reading.kept]
+    own = repeats(tokens, at, vocabulary).to(joined.logits)
+    return Joined(
+        linear_pool(torch.stack([joined.logits, own]), weights),
+        torch.cat([joined.weights + weights[:1], weights[1:]]),
+        torch.cat([track, both]),
+    )

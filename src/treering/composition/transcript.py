@@ -21,8 +21,9 @@ class Transcript(DynamicLayer):
     It is a layer like those of the experts, so that everything which reorders, repeats, selects or crops a cache (beam
     search, several samples of one prompt, assisted decoding) carries the evidence along.
 
-    ``keys`` are the token IDs [batch, 1, position, 1], ``values`` the experts' log-likelihoods and log-weights
-    [batch, 1, position, 2 · expert] (see ``rules.Reading``), as precise as the device can (``rules.precise``).
+    ``keys`` are the token IDs [batch, 1, position, 1], ``values`` the experts' log-likelihoods and what a rule's
+    evidence was [batch, 1, position, 2 · expert + 2] (see ``rules.Joined``), as precise as the device can
+    (``rules.precise``).
 
     Attributes:
         pending: for each expert, its logits [batch, position, vocab] after the last tokens that it read, at most
@@ -42,7 +43,7 @@ class Transcript(DynamicLayer):
     def append(self, input_ids: Tensor) -> None:
         """Add tokens [batch, position] that no expert has read yet."""
         device = input_ids.device
-        blank = torch.zeros(*input_ids.shape, 2 * self.experts, device=device, dtype=precise(device))
+        blank = torch.zeros(*input_ids.shape, 2 * self.experts + 2, device=device, dtype=precise(device))
         self.update(input_ids[:, None, :, None], blank[:, None])
 
     @property
@@ -58,10 +59,15 @@ class Transcript(DynamicLayer):
         return self.values[:, 0, :, : self.experts].movedim(-1, 0)
 
     @property
-    def weights(self) -> Tensor:
-        """A view [expert, batch, position] to read and write: the experts' log-weights after each token."""
+    def evidence(self) -> Tensor:
+        """A view [expert + 2, batch, position] to read and write: ``rules.Joined.evidence`` after each token."""
         assert self.values is not None
         return self.values[:, 0, :, self.experts :].movedim(-1, 0)
+
+    @property
+    def weights(self) -> Tensor:
+        """Of that the experts' own log-weights [expert, batch, position]."""
+        return self.evidence[: self.experts]
 
     def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)

@@ -14,12 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.backbone import context_length
 from treering.composition.model import ComposedModel
+from treering.composition.repeats import repeated
 from treering.corpus import windows
 from treering.errors import TreeringError
 from treering.tokenizer import encode, separator
 from treering.training.loss import log_likelihood
 
 Span = tuple[int, int]
+ITSELF = "the text itself"
+"""Who knows what the text repeats of itself, where a rule has a cache."""
 
 
 class Share(TypedDict):
@@ -37,7 +40,7 @@ class Attribution:
 
     Attributes:
         text: what was read.
-        experts: their names.
+        experts: their names; of a rule with a cache the last is `ITSELF`.
         rule: what joined them, as `treering.composition.rule` reads it.
         spans: first character of each token, and the one after its last. Tokens that are bytes of one character all
             have that character's span.
@@ -137,8 +140,8 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: st
     cut = windows([ids], separator(tokenizer), context_length(composition.config))
     read = [_read(composition, window.tokens, window.scored_from) for window in cut]
     composition.train(was_training)
-    names = tuple(name for name, _ in composition.named_experts())
     weights, likelihood, joined = (torch.cat(parts, -1).double().cpu() for parts in zip(*read, strict=True))
+    names = (*(name for name, _ in composition.named_experts()), ITSELF)[: len(weights)]
     return Attribution(text, names, str(composition.rule), _spans(tokenizer, text), weights, likelihood, joined)
 
 
@@ -163,8 +166,10 @@ def _read(model: ComposedModel, tokens: Sequence[int], scored_from: int) -> tupl
     joined = model.rule(logits, reading)
     scored = slice(scored_from - 1, None)
     target = read[0, 1:][scored]
-    weights = joined.weights[:, 0, scored]
-    return weights, log_likelihood(logits[:, 0, scored], target), log_likelihood(joined.logits[0, scored], target)
+    weights, likelihood = joined.weights[:, 0, scored], log_likelihood(logits[:, 0, scored], target)
+    if len(weights) > len(likelihood):
+        likelihood = torch.cat([likelihood, repeated(read, scored_from, logits.shape[-1])])
+    return weights, likelihood, log_likelihood(joined.logits[0, scored], target)
 
 
 def _spans(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[Span, ...]:
