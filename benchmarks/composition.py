@@ -5,6 +5,7 @@
     python benchmarks/composition.py pooled --demo runs/demo    # the distance to models trained on pooled data
     python benchmarks/composition.py start  --demo runs/demo    # where in a page a rule loses against its expert
     python benchmarks/composition.py prompts --demo runs/demo   # how sure the default rule is after a few characters
+    python benchmarks/composition.py cached --demo runs/demo    # what a text's own repetitions are worth to each
     python benchmarks/composition.py decode --demo runs/demo    # time of cached decoding
     python benchmarks/composition.py memory                     # peak memory, where a substrate is a large part
     python benchmarks/composition.py bound                      # what rounding takes evidence above its bound
@@ -29,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,6 +49,7 @@ from treering.evaluation import (
     as_change_table,
     as_table,
     code_switched,
+    composition_losses,
     document_losses,
     held_out_texts,
     measure_forgetting,
@@ -209,8 +212,45 @@ def prompts(demo: Path, console: Console, pages: int = 100) -> None:
     console.print(result)
 
 
-def held_out(demo: Path) -> dict[str, list[str]]:
-    found = held_out_texts([demo / "data-ru", demo / "data-zh"])
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.3)
+
+
+def cached(demo: Path, console: Console) -> None:
+    """Every expert, the pooled models and the composition with and without a cache, whose share each chooses itself.
+
+    The share is chosen on the pages set apart, by the mean over the languages; the held-out pages are read once.
+    """
+    place, tokenizer = yardsticks(demo), load(demo / "tokenizer")
+    apart = held_out(demo, "calibration")
+    models = {name: (compose({name: load_model(demo / name)}), "evidence") for name in ("ru", "zh")}
+    models |= {name: (compose({name: load_model(place / name)}), "evidence") for name in YARDSTICKS}
+    models["joined"] = require_composition(load_model(demo / "composed")), "evidence:switch=0.01"
+    losses: dict[tuple[str, str], dict[str, DocumentLosses]] = {}
+    for name, (model, plain) in models.items():
+        ways = {share: f"{plain}{',' if ':' in plain else ':'}cache={share}" for share in SHARES}
+        found = [composition_losses(model, tokenizer, texts, list(ways.values())) for texts in apart.values()]
+        bits = {share: statistics.mean(own[way].score().bits_per_byte for own in found) for share, way in ways.items()}
+        best = min(bits, key=bits.__getitem__)
+        console.print(f"{name}: {', '.join(f'{share:g}: {value:.4f}' for share, value in bits.items())}")
+        for text, pages in held_out(demo).items():
+            measured = composition_losses(model, tokenizer, pages, [plain, ways[best]])
+            for label, spec in {name: plain, f"{name}, cache={best:g}": ways[best]}.items():
+                losses.setdefault((label, spec), {})[text] = measured[spec]
+    better = min(("ru", "zh"), key=lambda name: losses[name, "evidence"]["en"].score().bits_per_byte)
+    owners = {"ru": "ru", "zh": "zh", "en": better}
+    result = Table("bits per byte; against the text's own expert without a cache", *owners, box=None)
+    for (label, _), own in losses.items():
+        cells = []
+        for text, owner in owners.items():
+            change = paired_change(own[text], losses[owner, "evidence"][text])
+            told = f" ({change.change:+.1%}: {change.low:+.1%} … {change.high:+.1%})" if label != owner else ""
+            cells.append(f"{own[text].score().bits_per_byte:.3f}{told}")
+        result.add_row(label, *cells)
+    console.print(result)
+
+
+def held_out(demo: Path, split: Literal["validation", "calibration"] = "validation") -> dict[str, list[str]]:
+    found = held_out_texts([demo / "data-ru", demo / "data-zh"], split)
     return {language: found[language] for language in LANGUAGES}
 
 
@@ -332,7 +372,7 @@ def yardsticks(demo: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    on_demo = {"train": train, "pooled": pooled, "start": start, "prompts": prompts, "decode": decode}
+    on_demo = {"train": train, "pooled": pooled, "start": start, "prompts": prompts, "cached": cached, "decode": decode}
     alone = {"memory": memory, "bound": bound}
     parser.add_argument("what", choices=(*on_demo, *alone, "table"))
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
