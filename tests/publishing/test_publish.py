@@ -179,6 +179,17 @@ def test_a_hub_that_refuses_is_told(place, hub, monkeypatch):
         publish(place, "me/model", api=hub)
 
 
+def test_a_hub_that_cannot_be_reached_is_told(place, monkeypatch):
+    """As the hub's own client finds out, whose exceptions are those of the package beneath it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    # Port 9 takes no connection; neither place is asked over a proxy.
+    monkeypatch.setattr("huggingface_hub.repocard.ENDPOINT", "http://127.0.0.1:9", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(TreeringError, match=r"did not take me/model:(.|\n)*reaches the hub"):
+        publish(place, "me/model", api=Hub())
+
+
 @given(
     st.recursive(
         st.sampled_from(["/home/x/y", "~/z", "plain text", "a/b", "see /tmp/q/r and /var/s", "C:\\a\\b"])
