@@ -412,7 +412,7 @@ def _foreign(directory: Path) -> Files:
 
 def _record(expert: str | os.PathLike[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """What a composition notes of an expert: what was given, else what its directory tells."""
-    told = {"origin": Path(expert).name} if is_gguf(expert) else provenance(locate(expert, "model"))
+    told = {"origin": Path(expert).name} if is_gguf(expert) else provenance(locate(expert))
     return told | dict(given)
 
 

@@ -288,10 +288,11 @@ def _use(kind: str, name: str, config: Mapping[str, Any]) -> str:
 
 def _hint(kind: str, name: str, training: Mapping[str, Any]) -> str:
     if kind == "composition":
+        place = f"hub:{name}" if "/" in name else name
         return (
             "The code that this trusts is `modeling_treering.py`, which needs torch and transformers alone and gives "
             "the same logits as Treering. With Treering it is faster, and no code of a repository runs: "
-            f'`treering.load_model("{name}")`, `treering.load_tokenizer("{name}")`.'
+            f'`treering.load_model("{place}")`, `treering.load_tokenizer("{place}")`.'
         )
     begins = printable(str(_within(training, "origin", "data", "tokenizer").get("separator") or "</s>"))
     return (
