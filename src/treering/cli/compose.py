@@ -50,7 +50,7 @@ Instead = Annotated[
 @app.command()
 def join(
     experts: Annotated[
-        list[str], typer.Argument(metavar="[NAME=]EXPERT", help="two or more: directories or hub names")
+        list[str], typer.Argument(metavar="[NAME=]EXPERT", help="two or more: directories or hub:NAME")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="directory of the composition")],
     rule: Annotated[
@@ -106,7 +106,7 @@ def join(
 @app.command()
 def add(
     directory: Directory,
-    expert: Annotated[str, typer.Argument(metavar="[NAME=]EXPERT", help="a directory or hub name")],
+    expert: Annotated[str, typer.Argument(metavar="[NAME=]EXPERT", help="a directory or hub:NAME")],
     weight: Annotated[float, typer.Option(help="of its prior, relative to the others'")] = 1.0,
     licence: Annotated[str | None, typer.Option(help="instead of what its model card says")] = None,
     origin: Annotated[str | None, typer.Option(help="instead of its directory's or hub name")] = None,
@@ -323,7 +323,7 @@ def _numbers(entries: Sequence[str] | None) -> list[tuple[str, float]]:
 
 
 def generate(
-    model: Annotated[str, typer.Argument(metavar="DIR", help="an expert, a composition, or a hub name")],
+    model: Annotated[str, typer.Argument(metavar="DIR", help="an expert, a composition, or hub:NAME")],
     text: Annotated[str, typer.Argument(help="what to go on from, - for what comes in; may be empty")],
     tokens: Annotated[int, typer.Option(min=1, help="how many tokens at most")] = 100,
     temperature: Annotated[

@@ -63,7 +63,7 @@ def prepare(
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option("--tokenizer", "-t", help="directory, hub name or FILE.gguf of the tokenizer or its model"),
+        typer.Option("--tokenizer", "-t", help="directory, hub:NAME or FILE.gguf of the tokenizer or its model"),
     ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="directory to make")] = None,
     recipe: Annotated[

@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure models: every result with 
 
 @app.command()
 def bits(
-    models: Annotated[list[str], typer.Argument(help="experts and compositions: DIR, NAME=DIR, or a hub name")],
+    models: Annotated[list[str], typer.Argument(help="experts and compositions: DIR, NAME=DIR, or hub:NAME")],
     text: Annotated[
         list[str] | None,
         typer.Option(help="NAME=FILE: every document of a file; any format data prepare reads"),

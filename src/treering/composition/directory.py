@@ -85,7 +85,7 @@ def compose_directories(
     """Compose trained experts into ``output``, with their common tokenizer.
 
     Args:
-        experts: directories or hub names, by the experts' names; of branches whose base is among them, what was cut
+        experts: directories or hub:NAME, by the experts' names; of branches whose base is among them, what was cut
             off it will do (``treering.composition.cut``).
         records: by expert's name, what its record shall say: ``weight`` (1), ``licence`` and ``origin`` (as its
             directory tells).
@@ -156,7 +156,7 @@ def add_expert(
     What was fitted to the experts before is dropped with it: see `remove_expert`.
 
     Args:
-        expert: a directory or a hub name; of a branch on an expert that is there, what was cut off it will do.
+        expert: a directory or hub:NAME; of a branch on an expert that is there, what was cut off it will do.
         rule: joins them from now on, instead of the composition's rule.
         record: what the expert's record shall say: ``weight`` (1), ``licence`` and ``origin`` (as its directory tells).
         across_substrates: see `compose_directories`.

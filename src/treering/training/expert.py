@@ -58,6 +58,7 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
     Raises:
         TreeringError: see ``treering.backbone.dock`` and ``treering.training.train``.
     """
+    substrates.require_substrate(recipe.substrate)
     tokenizer = load_tokenizer(recipe.substrate)
     substrate = substrates.load(recipe.substrate)
     corpus = corpora.Corpus.load(recipe.data, console)
