@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import math
+import sys
 from pathlib import Path
 
 import datasets
@@ -24,6 +25,7 @@ from treering.evaluation.harness import bigbench, evaluate_tasks
 from treering.evaluation.harness.model import TreeringLM
 from treering.evaluation.harness.small import questions
 from treering.tokenizer import encode
+from treering.voice import hush
 
 PAIRS = [
     ("The menu opens", " when you click"),
@@ -82,6 +84,20 @@ def test_a_whole_text_costs_in_the_stock_harness_what_we_say_it_costs(plain, bot
     ours = document_losses(load_model(plain), tokenizer, [text]).nats.sum()
     stock = both[0].loglikelihood_rolling(requests("loglikelihood_rolling", [(text,)]), disable_tqdm=True)[0]
     assert -stock == pytest.approx(ours, abs=1e-3)
+
+
+@pytest.mark.parametrize(("terminal", "quiet", "drawn"), [(True, False, True), (True, True, False), (False, False, False)])
+def test_bars_are_drawn_on_a_terminal_that_asked_for_progress(both, monkeypatch, capsys, terminal, quiet, drawn):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    hush(quiet)
+    try:
+        both[1].loglikelihood(requests("loglikelihood", PAIRS[:2]))
+        both[1].loglikelihood_rolling(requests("loglikelihood_rolling", [("The menu",)]))
+        both[1].generate_until(requests("generate_until", [("The menu", {"until": ["\n"], "max_gen_toks": 2})]))
+    finally:
+        hush(False)
+    shown = capsys.readouterr().err
+    assert ("Tokenizing inputs" in shown) == ("reading" in shown) == bool(shown.strip()) == drawn
 
 
 def test_evidence_of_the_context_counts_for_the_continuation(expert, tokenizer):
