@@ -86,7 +86,9 @@ def test_a_whole_text_costs_in_the_stock_harness_what_we_say_it_costs(plain, bot
     assert -stock == pytest.approx(ours, abs=1e-3)
 
 
-@pytest.mark.parametrize(("terminal", "quiet", "drawn"), [(True, False, True), (True, True, False), (False, False, False)])
+@pytest.mark.parametrize(
+    ("terminal", "quiet", "drawn"), [(True, False, True), (True, True, False), (False, False, False)]
+)
 def test_bars_are_drawn_on_a_terminal_that_asked_for_progress(both, monkeypatch, capsys, terminal, quiet, drawn):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     hush(quiet)

@@ -49,9 +49,7 @@ Instead = Annotated[
 
 @app.command()
 def join(
-    experts: Annotated[
-        list[str], typer.Argument(metavar="[NAME=]EXPERT", help="two or more: directories or hub:NAME")
-    ],
+    experts: Annotated[list[str], typer.Argument(metavar="[NAME=]EXPERT", help="two or more: directories or hub:NAME")],
     output: Annotated[Path, typer.Option("--output", "-o", help="directory of the composition")],
     rule: Annotated[
         str | None,
@@ -170,14 +168,14 @@ def list_(
 
     Example: treering compose list joined --json
     """
-    from treering.cli.console import print_readable, results
+    from treering.cli.console import print_readable, print_table, results
     from treering.composition import list_experts
 
     experts = list_experts(directory)
     if json:
         print_readable(experts)
     else:
-        results().print(experts_table(experts))
+        print_table(results(), experts_table(experts))
 
 
 def experts_table(experts: Sequence[dict[str, Any]]) -> Table:

@@ -34,7 +34,7 @@ def bits(
     """
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.composition import load_model
     from treering.evaluation import Row, as_table, bits_per_byte, uniform_bits_per_byte
     from treering.tokenizer import identity, load
@@ -57,7 +57,7 @@ def bits(
     if json:
         print_json(data=rows)
     else:
-        results().print(as_table(rows))
+        print_table(results(), as_table(rows))
 
 
 @app.command()
@@ -87,7 +87,7 @@ def forgetting(
     """
     from rich import print_json
 
-    from treering.cli.console import plain, progress, results
+    from treering.cli.console import plain, print_table, progress, results
     from treering.composition import load_model
     from treering.evaluation import as_change_table, as_table, code_switched, measure_forgetting, require_composition
     from treering.evaluation.forgetting import own_texts
@@ -110,9 +110,9 @@ def forgetting(
         print_json(data={"rows": measured.rows, "differences": measured.differences})
         return
     out = results()
-    out.print(as_table(measured.rows))
+    print_table(out, as_table(measured.rows))
     out.print()
-    out.print(as_change_table(measured.differences))
+    print_table(out, as_change_table(measured.differences))
 
 
 @app.command()
@@ -132,7 +132,7 @@ def abilities(
     """
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.composition import load_model
     from treering.evaluation import Ability, as_abilities_table
     from treering.evaluation import abilities as measure
@@ -148,7 +148,7 @@ def abilities(
     if json:
         print_json(data=found)
     else:
-        results().print(as_abilities_table(found))
+        print_table(results(), as_abilities_table(found))
 
 
 @app.command()
@@ -179,7 +179,7 @@ def tasks(
     """
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.composition import load_model
     from treering.evaluation.harness import TaskScore, as_tasks_table, evaluate_tasks, require_lm_eval
     from treering.tokenizer import load
@@ -196,7 +196,7 @@ def tasks(
     if json:
         print_json(data=rows)
     else:
-        results().print(as_tasks_table(rows))
+        print_table(results(), as_tasks_table(rows))
 
 
 @app.command()
@@ -218,7 +218,7 @@ def paper(
     """
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.composition import load_model
     from treering.evaluation.harness import require_lm_eval
     from treering.evaluation.harness.paper import EXAMS, PaperScore, as_paper_table, paper_protocol
@@ -238,7 +238,7 @@ def paper(
     if json:
         print_json(data=rows)
     else:
-        results().print(as_paper_table(rows))
+        print_table(results(), as_paper_table(rows))
 
 
 def lm_eval(arguments: typer.Context) -> None:

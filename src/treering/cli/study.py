@@ -34,7 +34,7 @@ def continual(
 
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.growth.continual import ContinualRecipe, as_continual_table
     from treering.growth.continual import continual as run_study
     from treering.output import write_file
@@ -47,7 +47,7 @@ def continual(
     if json:
         print_json(data=[asdict(result) for result in found])
     else:
-        results().print(as_continual_table(found))
+        print_table(results(), as_continual_table(found))
 
 
 @app.command()
@@ -67,7 +67,7 @@ def growth(
 
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.growth.outcome import as_study_table
     from treering.growth.study import StudyRecipe, histories
     from treering.growth.study import study as run_study
@@ -81,4 +81,4 @@ def growth(
     if json:
         print_json(data=[asdict(outcome) for outcome in outcomes])
     else:
-        results().print(as_study_table(outcomes))
+        print_table(results(), as_study_table(outcomes))
