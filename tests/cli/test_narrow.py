@@ -55,8 +55,18 @@ def test_no_number_of_a_validation_is_broken(width, tmp_path):
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width
     words = set(re.findall(r"\S+", "\n".join(lines)))
-    assert {"1,234,000/5,678,000", f"{6.321987 / 0.693147 / 2.25:.3f}", "tokens/s", "MiB", "left"} <= words
-    assert ("(6.322 nats/token)" in lines[0]) == (width == 160)
+    said = {"1,234,000/5,678,000", "validation", f"{6.321987 / 0.693147 / 2.25:.3f}", "tokens/s", "left"}
+    assert said <= words
+    assert ("(6.322 nats/token)" in lines[0]) == ("MiB" in words) == (width == 160)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_bar_says_of_which_text_its_bits_are(width):
+    display = Display(256, 2.25, Console(width=width, file=io.StringIO()))
+    status = display._status({"loss": 6.3219, "bits_per_byte": 4.0538, "tokens_per_second": 123_456.0})
+    assert status.startswith("training ") and "4.054 bits/byte  123,456 tokens/s" in status
+    assert ("MiB" in status) == ("loss 6.322" in status) == (width == 160)
+    assert len(status) < width - len("12,340/56,780 steps  left 0:00:00")
 
 
 @pytest.fixture(scope="module")
