@@ -100,7 +100,10 @@ def test_nothing_is_sent_unless_it_is_said(place):
     assert found.leaks == []
     result = CliRunner().invoke(app, ["publish", str(place), "--repo", "me/model"])
     assert result.exit_code == 0, result.output
-    assert "nothing was sent" in result.output
+    assert "nothing was sent" in result.output and "private if it is made now" in result.output
+    assert "nothing in it looks like a path, a secret or a document of yours" in result.output
+    result = CliRunner().invoke(app, ["publish", str(place), "--repo", "me/model", "--public"])
+    assert "which all would see if it is made now" in result.output
 
 
 def test_what_leaks_is_never_sent(place, hub):
