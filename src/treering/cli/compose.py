@@ -116,12 +116,17 @@ def add(
     Example: treering compose add joined law=branch-law --weight 0.5
     """
     from treering.cli.console import plain, progress
-    from treering.composition import add_expert
+    from treering.composition import add_expert, list_experts
 
     name, path = arguments.named(expert)
     told = {"weight": weight} | {k: v for k, v in (("licence", licence), ("origin", origin)) if v is not None}
     add_expert(directory, path, name, rule, told, across_substrates)
     progress().print(plain(f"{directory}: {name} joined"))
+    (joined,) = (record for record in list_experts(directory) if record["name"] == name)
+    if joined["same_as"]:
+        progress().print(
+            plain(f"{name} is byte for byte {joined['same_as'][0]}: nothing new joins, but that model counts for more")
+        )
 
 
 @app.command()
@@ -198,11 +203,11 @@ def experts_table(experts: Sequence[dict[str, Any]]) -> Table:
             f"{record['weight']:g}",
             f"{record['share']:.1%}",
             f"{record['family']} {record['layers']} × {record['width']}",
-            f"{record['parameters']:,}",
+            f"{record['parameters']:,}" if record["parameters"] else "all shared",
             record.get("origin") or "?",
             record.get("licence") or (f"? (text: {of_text})" if of_text else "?"),
             f"{sources}: {read:,} tokens" if sources and read else sources or "?",
-            (record.get("fingerprint") or "?")[:12],
+            (record.get("fingerprint") or "")[:12] or ", ".join(f"as {other}" for other in record["same_as"]) or "?",
         )
         table.add_row(*map(plain, cells))
     return table

@@ -219,7 +219,8 @@ def list_experts(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Returns:
         Of each, all that its record says, and besides its ``share`` of the prior, its ``family``, ``layers`` and
-        ``width``, and the number of its own ``parameters``.
+        ``width``, the number of its own ``parameters`` (0 where others have the same ones), and ``same_as``, the others
+        that are byte for byte this one.
 
     Raises:
         TreeringError: ``directory`` is no composition, or damaged.
@@ -233,8 +234,14 @@ def list_experts(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
         parameters = parameter_count(Path(directory) / layout.expert_file(name)) if alone else 0
         shape = {"family": own.model_type, "layers": own.num_hidden_layers, "width": own.hidden_size}
         size = {"share": record["weight"] / total, "parameters": parameters}
-        experts.append(record | shape | size)
+        experts.append(record | shape | size | {"same_as": _same_as(record, config.experts)})
     return experts
+
+
+def _same_as(record: Mapping[str, Any], experts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who is made of the very same parts; where the parts of a family are not known, nobody."""
+    others = (other for other in experts if other["name"] != record["name"])
+    return [other["name"] for other in others if record.get("path") and other.get("path") == record["path"]]
 
 
 def reweight(directory: str | os.PathLike[str], weights: Mapping[str, float]) -> None:
