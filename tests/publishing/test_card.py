@@ -84,7 +84,11 @@ def use(place):
     [
         (0, "last", "On the held-out documents of the same sources it has 1.250 bits per byte, packed in blocks.\n"),
         (9, "last", "On documents set apart for choosing (calibration) of the same sources it has 1.250 bits"),
-        (9, "best", "1.250 bits per byte, by the weights of step 5 of 8, its best, packed in blocks. They also chose the"),
+        (
+            9,
+            "best",
+            "1.250 bits per byte, by the weights of step 5 of 8, its best, packed in blocks. They also chose the",
+        ),
     ],
 )
 def test_a_card_says_which_documents_its_bits_are_of(places, tmp_path, apart, keep, told):

@@ -30,7 +30,10 @@ app = typer.Typer(
     cls=JoinByDefault,
     no_args_is_help=True,
     subcommand_metavar="[join] EXPERT EXPERT... -o OUT | COMMAND ...",
-    help="Join trained experts into one model, and let experts come and go.",
+    help=arguments.with_example(
+        "Join trained experts into one model, and let experts come and go.",
+        "compose fi et hungarian=hu -o joined",
+    ),
 )
 
 Across = Annotated[
@@ -52,13 +55,9 @@ def join(
     experts: Annotated[list[str], typer.Argument(metavar="[NAME=]EXPERT", help="two or more: directories or hub:NAME")],
     output: Annotated[Path, typer.Option("--output", "-o", help="directory of the composition")],
     rule: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=offered("rule"),
-            help="how they are joined; treering compose rules lists all",
-            show_default="evidence:switch=0.01",
-        ),
-    ] = None,
+        str,
+        typer.Option(autocompletion=offered("rule"), help="how they are joined; treering compose rules lists all"),
+    ] = "evidence:switch=0.01",
     weight: Annotated[
         list[str] | None, typer.Option(metavar="NAME=WEIGHT", help="of its prior, relative to the others' (1)")
     ] = None,
@@ -75,7 +74,7 @@ def join(
     Example: treering compose fi et hungarian=hu --weight fi=2 -o joined
     """
     from treering.cli.console import nothing_to_do, plain, progress
-    from treering.composition import DEFAULT_RULE, compose_directories
+    from treering.composition import compose_directories
 
     console, named = progress(), dict[str, str]()
     for expert in experts:
@@ -92,7 +91,7 @@ def join(
         for name, value in given:
             records.setdefault(name, {})[field] = value
     there = output.is_dir() and any(output.iterdir())
-    composed = compose_directories(named, output, rule or DEFAULT_RULE, records, across_substrates)
+    composed = compose_directories(named, output, rule, records, across_substrates)
     if there:
         nothing_to_do(output)
         return
@@ -289,7 +288,7 @@ def fit(
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE: every document of a file")] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="to read at most", show_default="1% of the experts' training tokens")
+        int | None, typer.Option(min=1, help="to read at most; 1% of the experts' training tokens if not given")
     ] = None,
 ) -> None:
     """Fit weights, a gate or an adapter on top of the experts, on text that none was trained on; then join by it.

@@ -12,7 +12,13 @@ from treering.cli.completion import offered
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-app = typer.Typer(no_args_is_help=True, help="Measure models: every result with an interval.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help=arguments.with_example(
+        "Measure models: every result with an interval.",
+        "eval bits fi joined --data data-fi",
+    ),
+)
 
 
 @app.command()

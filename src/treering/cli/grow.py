@@ -33,7 +33,7 @@ def grow(
     plan: Annotated[
         str | None, typer.Option(autocompletion=offered("plan"), help="a ready plan's name; replaces the recipe's plan")
     ] = None,
-    set_: arguments.Set = None,
+    set_: arguments.SetOfRun = None,
     dry_run: Annotated[bool, typer.Option(help="show the stages and what they cost, and stop")] = False,
     json: Annotated[bool, typer.Option("--json", help="with --dry-run: the stages as JSON instead of a table")] = False,
 ) -> None:

@@ -12,7 +12,13 @@ from treering.cli import arguments
 from treering.cli.completion import offered
 from treering.errors import TreeringError
 
-app = typer.Typer(no_args_is_help=True, help="Models and compositions, and the presets of backbones.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help=arguments.with_example(
+        "Models and compositions, and the presets of backbones.",
+        "model info joined",
+    ),
+)
 
 
 @app.command()

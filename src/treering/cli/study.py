@@ -9,7 +9,13 @@ import typer
 
 from treering.cli import arguments
 
-app = typer.Typer(no_args_is_help=True, help="Controlled comparisons: many runs, one table, one figure.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help=arguments.with_example(
+        "Controlled comparisons: many runs, one table, one figure.",
+        "study growth recipes/study.yaml --data data-fi -o study",
+    ),
+)
 
 
 @app.callback()
@@ -23,7 +29,7 @@ def continual(
         Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/continual.yaml")
     ],
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
-    set_: arguments.Set = None,
+    set_: arguments.SetOfStudy = None,
     json: Annotated[bool, typer.Option("--json", help="the rows as JSON instead of a table")] = False,
 ) -> None:
     """Tasks that arrive one after another: branches by evidence against training on and on, averaging, whole models.
@@ -56,7 +62,7 @@ def growth(
     data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="replaces the recipe's tokenizer")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
-    set_: arguments.Set = None,
+    set_: arguments.SetOfStudy = None,
     json: Annotated[bool, typer.Option("--json", help="the rows as JSON instead of a table")] = False,
 ) -> None:
     """Growth against monolithic and shallow training; run the same command again to go on after an interruption.

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify a frozen token interface.")
+from treering.cli import arguments
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help=arguments.with_example(
+        "Build, inspect and verify a frozen token interface.",
+        "substrate build tokenizer --d-model 192 -o substrate",
+    ),
+)
 
 
 class Kind(str, Enum):
