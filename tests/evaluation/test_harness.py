@@ -209,6 +209,20 @@ def test_data_of_the_hub_is_found_on_disk(plain, tmp_path):
     assert found["acc"]["stderr"] >= 0
 
 
+def test_a_score_has_its_interval_and_few_questions_are_warned_of(plain, sets):
+    options = ["--tasks", "bigbench_colours", "--data", str(sets), "--device", "cpu"]
+    done = CliRunner().invoke(app, ["eval", "tasks", str(plain), *options])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(CliRunner().invoke(app, ["eval", "tasks", str(plain), *options, "--json"]).stdout)
+    assert "95% interval" in done.stdout and f"± {1.96 * row['stderr']:.4f}" in done.stdout
+    assert "warning: fewer than 30 questions" in done.stderr and "bigbench_colours 2" in done.stderr
+
+
+def test_a_task_that_there_is_not_is_told_before_any_model_is_loaded(plain):
+    done = CliRunner().invoke(app, ["eval", "tasks", str(plain), "--tasks", "nonsense"])
+    assert isinstance(done.exception, TreeringError) and "measuring" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("tasks", "told"), [(["no_such_task"], "There is no task no_such_task"), (["bigbench_other"], "no question set")]
 )

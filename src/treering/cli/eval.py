@@ -179,19 +179,19 @@ def tasks(
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
-    """lm-eval's own tasks (MMLU, ARC, BoolQ …), scored as lm-eval does, with standard errors.
+    """lm-eval's own tasks (MMLU, ARC, BoolQ …), scored as lm-eval does, with 95% intervals.
 
     Example: treering eval tasks expert=expert-ru joined --tasks arc_easy,boolq --limit 100
     """
     from rich import print_json
 
-    from treering.cli.console import print_table, progress, results
+    from treering.cli.console import caution, print_table, progress, results
     from treering.composition import load_model
-    from treering.evaluation.harness import TaskScore, as_tasks_table, evaluate_tasks, require_lm_eval
+    from treering.evaluation.harness import TaskScore, as_tasks_table, evaluate_tasks, require_tasks, too_few_questions
     from treering.tokenizer import load
 
-    require_lm_eval()
     chosen = arguments.listed(tasks)
+    require_tasks(chosen, data)
     console = progress()
     rows: list[TaskScore] = []
     for entry in models:
@@ -203,6 +203,8 @@ def tasks(
         print_json(data=rows)
     else:
         print_table(results(), as_tasks_table(rows))
+    if few := too_few_questions(rows):
+        caution(few)
 
 
 @app.command()
