@@ -90,7 +90,7 @@ def _length(
         return {"tokens": tokens}
     tokens = given.tokens or round((given.epochs or 0) * available)
     if short := too_few(tokens // given.batch_tokens):
-        console.print(f"  {short}", highlight=False)
+        console.print(f"  warning: {short}", highlight=False)
     return {}
 
 
