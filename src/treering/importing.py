@@ -100,8 +100,8 @@ def import_checkpoint(
             file is a link, the tokenizer has more tokens than the model, or the output exists.
     """
     require_new(output)
-    place = locate(source, "checkpoint")
-    shape, tokenizer = _shape(place), _tokenizer(place)
+    place = locate(source)
+    shape, tokenizer = _shape(place), _tokenizer(source, place)
     if tokenizer is not None and len(tokenizer) > shape.vocab_size:
         raise TreeringError(
             f"The tokenizer of {printable(place)} has {len(tokenizer):,} tokens, its model {shape.vocab_size:,}. "
@@ -271,8 +271,8 @@ def _shape(place: str) -> Shape:
         ) from None
 
 
-def _tokenizer(place: str) -> PreTrainedTokenizerFast | None:
-    return tokenizers.load(place) if own_file_of(place, "tokenizer.json") else None
+def _tokenizer(source: str | os.PathLike[str], place: str) -> PreTrainedTokenizerFast | None:
+    return tokenizers.load(source) if own_file_of(place, "tokenizer.json") else None
 
 
 def _tensors(place: str) -> dict[str, Tensor]:

@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from rich.console import Console
 
 from treering.errors import TreeringError
 from treering.output import recover
 from treering.reading import inside, printable
+from treering.voice import tells_progress
+
+HUB = "hub:"
+"""Before the name of a repository."""
 
 
-def locate(name_or_path: str | os.PathLike[str], what: str) -> str:
-    """The path or hub name to hand to transformers; ``hub:owner/name`` means the hub, whatever lies here.
+def locate(name_or_path: str | os.PathLike[str]) -> str:
+    """The path or hub name to hand to transformers; ``hub:owner/name`` alone means the hub, whatever lies here.
 
-    A mistyped directory is told at once, instead of after the hub has been asked for it. One that a process was
+    So a mistyped directory is told at once, instead of after the hub has been asked for it. One that a process was
     replacing when it died is put back first.
 
     Raises:
-        TreeringError: nothing is there, and it cannot be a hub name.
+        TreeringError: there is no such directory.
     """
     name = os.fspath(name_or_path)
-    if name.startswith("hub:"):
-        return name.removeprefix("hub:")
+    if name.startswith(HUB):
+        _tell_of_the_hub(repository := name.removeprefix(HUB))
+        return repository
     path = Path(name)
     recover(path)
     if path.is_dir():
         return name
     if path.is_file():
-        raise TreeringError(f"{printable(name)} is a file; give the directory of the {what}.")
-    looks_remote = name.count("/") == 1 and not path.parent.exists() and not name.startswith((".", "~", "/"))
-    if looks_remote:
-        return name
+        raise TreeringError(f"{printable(name)} is a file; give the directory that it lies in.")
+    remote = f"{HUB}{name}" if name.count("/") == 1 and not name.startswith((".", "~", "/")) else f"{HUB}NAME"
     raise TreeringError(
-        f"There is no directory {printable(name)} with a {what}. For one on the Hugging Face hub, write hub:NAME."
+        f"There is no directory {printable(name)}. What lies on the Hugging Face hub is written {printable(remote)}."
     )
+
+
+@cache
+def _tell_of_the_hub(repository: str) -> None:
+    """Say, once for each repository, whom one waits for."""
+    console = Console(stderr=True, quiet=not tells_progress(), soft_wrap=True, highlight=False)
+    console.print(f"asking the hub for {printable(repository)}", markup=False)
 
 
 def file_of(place: str, name: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 _hushed = False
 
@@ -21,3 +22,8 @@ def speaks() -> bool:
 def tells_progress() -> bool:
     """Whether this process says what happens meanwhile."""
     return speaks() and not _hushed
+
+
+def shows_bars() -> bool:
+    """Whether bars are drawn, which only a terminal can take back."""
+    return tells_progress() and sys.stderr.isatty()

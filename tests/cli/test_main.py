@@ -40,6 +40,31 @@ def test_sigterm_is_told_and_what_is_half_made_is_taken_away(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_ctrl_c_is_told_in_a_line_whatever_goes_on(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("treering.composition.describe", interrupted)
+    monkeypatch.setattr("sys.argv", ["treering", "model", "info", "some/model"])
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "Stopped by Ctrl-C. What was complete before is still there.\n"
+
+
+def test_ctrl_c_before_the_commands_are_there_is_told_in_a_line():
+    code = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'treering.cli.main': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "import treering.cli\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "Stopped by Ctrl-C.\n")
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

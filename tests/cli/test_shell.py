@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +20,12 @@ from treering.cli import main
 from treering.cli.completion import NAMES, offered
 from treering.cli.console import caution, progress
 from treering.cli.main import app
-from treering.composition import RULES, compose_directories
-from treering.growth import PLANS
+from treering.composition import DEFAULT_RULE, RULES, compose_directories
+from treering.corpus.preparation import CorpusRecipe
+from treering.growth import PLANS, GrowthRecipe
+from treering.growth.continual import ContinualRecipe
+from treering.growth.study import StudyRecipe
+from treering.training import ExpertRecipe
 
 
 @pytest.fixture
@@ -122,6 +127,40 @@ def test_every_command_has_an_example_of_itself():
         _, _, example = (command.help or "").partition("Example: ")
         words = ("compose",) if path == ("compose", "join") else path
         assert " ".join(("treering", *words)) in example, path
+
+
+def test_every_group_has_an_example_of_one_of_its_commands():
+    groups = {name: inner for name, inner in get_command(app).commands.items() if hasattr(inner, "commands")}
+    assert len(groups) == 7
+    for name, group in groups.items():
+        _, _, example = (group.help or "").partition("Example: treering ")
+        first, second = example.split()[:2]
+        assert first == name and (name == "compose" or second in group.commands), name
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe"),
+    [
+        (("train",), ExpertRecipe),
+        (("grow",), GrowthRecipe),
+        (("study", "growth"), StudyRecipe),
+        (("study", "continual"), ContinualRecipe),
+        (("data", "prepare"), CorpusRecipe),
+    ],
+)
+def test_a_field_that_set_names_is_one_of_the_recipe(words, recipe):
+    (option,) = (o for o in dict(commands(get_command(app)))[words].params if "--set" in o.opts)
+    for field, part in re.findall(r"(\w+)(?:\.(\w+))?=", option.help):
+        annotation = recipe.model_fields[field].annotation
+        assert not part or part.isdigit() or part in annotation.model_fields, (field, part)
+
+
+def test_a_default_is_shown_as_it_is_given():
+    options = {o.name: o for o in dict(commands(get_command(app)))[("compose", "join")].params}
+    assert options["rule"].default == DEFAULT_RULE
+    for path, command in commands(get_command(app)):
+        shown = [o.show_default for o in command.params if isinstance(getattr(o, "show_default", None), str)]
+        assert shown == [], path  # which would stand in brackets of its own
 
 
 def test_every_command_that_prints_a_table_prints_json():

@@ -98,7 +98,22 @@ def test_it_shows_until_the_run_ends(tmp_path, monkeypatch):
 
 def test_where_there_is_no_run_it_says_what_to_give(tmp_path):
     with pytest.raises(TreeringError, match="Give the directory that train, grow or study was given as output"):
-        watch(tmp_path / "nowhere")
+        watch(tmp_path / "nowhere", "--once")
+
+
+def test_it_waits_for_a_run_that_has_only_just_been_begun(tmp_path, monkeypatch):
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 3:
+            (tmp_path / "out.unfinished").mkdir()
+            announce(tmp_path / "out.unfinished", STATUS)
+
+    slept = []
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    done = CliRunner().invoke(app, ["watch", str(tmp_path / "out")], catch_exceptions=False)
+    assert len(slept) == 3
+    assert done.stderr.count(f"waiting for a run at {tmp_path / 'out'}; Ctrl-C ends that") == 1
+    assert done.stdout.startswith(f"{tmp_path / 'out'}: stopped")
 
 
 def test_a_name_cannot_act_on_the_terminal(tmp_path):

@@ -82,6 +82,17 @@ def test_experts_come_and_go(places, joined):
     assert content(joined) == before
 
 
+def test_one_that_is_there_already_is_told_as_the_same(places, joined):
+    done = CliRunner().invoke(app, ["compose", "add", str(joined), f"again={places['zh']}"])
+    assert done.exit_code == 0 and "again is byte for byte zh" in done.stderr
+    listed = {record["name"]: record for record in list_experts(joined)}
+    assert [listed[name]["same_as"] for name in ("ru", "zh", "again")] == [[], ["again"], ["zh"]]
+    table = run("list", joined)
+    for name, other in (("zh", "again"), ("again", "zh")):
+        assert re.search(rf"^ *{name} .* all shared .* as {other} *$", table, re.M), table
+    assert re.search(rf"^ *ru .* {listed['ru']['parameters']:,} .* {listed['ru']['fingerprint'][:12]} *$", table, re.M)
+
+
 def test_the_directory_one_stands_in(places, joined, monkeypatch):
     monkeypatch.chdir(places["en"])
     run("add", joined, ".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import math
+import sys
 from pathlib import Path
 
 import datasets
@@ -24,6 +25,7 @@ from treering.evaluation.harness import bigbench, evaluate_tasks
 from treering.evaluation.harness.model import TreeringLM
 from treering.evaluation.harness.small import questions
 from treering.tokenizer import encode
+from treering.voice import hush
 
 PAIRS = [
     ("The menu opens", " when you click"),
@@ -82,6 +84,22 @@ def test_a_whole_text_costs_in_the_stock_harness_what_we_say_it_costs(plain, bot
     ours = document_losses(load_model(plain), tokenizer, [text]).nats.sum()
     stock = both[0].loglikelihood_rolling(requests("loglikelihood_rolling", [(text,)]), disable_tqdm=True)[0]
     assert -stock == pytest.approx(ours, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "quiet", "drawn"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_bars_are_drawn_on_a_terminal_that_asked_for_progress(both, monkeypatch, capsys, terminal, quiet, drawn):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    hush(quiet)
+    try:
+        both[1].loglikelihood(requests("loglikelihood", PAIRS[:2]))
+        both[1].loglikelihood_rolling(requests("loglikelihood_rolling", [("The menu",)]))
+        both[1].generate_until(requests("generate_until", [("The menu", {"until": ["\n"], "max_gen_toks": 2})]))
+    finally:
+        hush(False)
+    shown = capsys.readouterr().err
+    assert ("Tokenizing inputs" in shown) == ("reading" in shown) == bool(shown.strip()) == drawn
 
 
 def test_evidence_of_the_context_counts_for_the_continuation(expert, tokenizer):
@@ -189,6 +207,20 @@ def test_data_of_the_hub_is_found_on_disk(plain, tmp_path):
     assert found["acc"]["count"] == 5
     assert 0 <= found["acc_norm"]["value"] <= 1
     assert found["acc"]["stderr"] >= 0
+
+
+def test_a_score_has_its_interval_and_few_questions_are_warned_of(plain, sets):
+    options = ["--tasks", "bigbench_colours", "--data", str(sets), "--device", "cpu"]
+    done = CliRunner().invoke(app, ["eval", "tasks", str(plain), *options])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(CliRunner().invoke(app, ["eval", "tasks", str(plain), *options, "--json"]).stdout)
+    assert "95% interval" in done.stdout and f"± {1.96 * row['stderr']:.4f}" in done.stdout
+    assert "warning: fewer than 30 questions" in done.stderr and "bigbench_colours 2" in done.stderr
+
+
+def test_a_task_that_there_is_not_is_told_before_any_model_is_loaded(plain):
+    done = CliRunner().invoke(app, ["eval", "tasks", str(plain), "--tasks", "nonsense"])
+    assert isinstance(done.exception, TreeringError) and "measuring" not in done.stderr
 
 
 @pytest.mark.parametrize(

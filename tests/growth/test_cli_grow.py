@@ -287,6 +287,7 @@ def test_ready_plans_by_name(folder, name):
         ({"backbone": {"preset": "tiny", "layers": 3}}, "the plan's stages add the blocks"),
         ({"backbone": {"preset": "small"}}, "The substrate is 64 wide, the backbone 192"),
         ({"prefix": "float16"}, "prefix"),
+        ({"substrate": "runs/nope"}, "There is no substrate at runs/nope; `treering substrate build`"),
         ({"data": "nowhere"}, "not a prepared corpus"),
         (
             {"plan": {"stages": [{"new": "1", "share": 0.5}, {"new": "2", "share": 0.5, "lora": {"targets": ["up"]}}]}},

@@ -79,6 +79,41 @@ def use(place):
     return code.replace(str(place).strip("/"), str(place)).replace("max_new_tokens=50", "max_new_tokens=2")
 
 
+@pytest.mark.parametrize(
+    ("apart", "keep", "told"),
+    [
+        (0, "last", "On the held-out documents of the same sources it has 1.250 bits per byte, packed in blocks.\n"),
+        (9, "last", "On documents set apart for choosing (calibration) of the same sources it has 1.250 bits"),
+        (
+            9,
+            "best",
+            "1.250 bits per byte, by the weights of step 5 of 8, its best, packed in blocks. They also chose the",
+        ),
+    ],
+)
+def test_a_card_says_which_documents_its_bits_are_of(places, tmp_path, apart, keep, told):
+    place = shutil.copytree(places / "ru", tmp_path / "ru")
+    record = json.loads((place / "training.json").read_text())
+    record["origin"]["data"]["calibration"] = {"documents": apart}
+    record["settings"]["keep"] = keep
+    record["measured"] |= {"steps": 8, "kept_step": 5 if keep == "best" else 8}
+    (place / "training.json").write_text(json.dumps(record))
+    assert told in card(place)
+
+
+def test_a_branch_names_its_base_as_the_hub_does(places, tmp_path):
+    place = shutil.copytree(places / "zh", tmp_path / "zh")
+    config = json.loads((place / "config.json").read_text())
+    config["treering_trunk"] = {"base": "hub:some/base", "blocks": 1}
+    (place / "config.json").write_text(json.dumps(config))
+    assert ModelCard(card(place)).data.base_model == "some/base"
+
+
+def test_with_treering_a_published_composition_is_loaded_from_the_hub(places, tmp_path):
+    compose_directories({name: places / name for name in ("ru", "zh")}, tmp_path / "pair")
+    assert 'treering.load_model("hub:me/pair")' in card(tmp_path / "pair", name="me/pair")
+
+
 def test_a_few_lines_of_plain_transformers_write_what_treering_writes(places, tokenizer):
     exec(compile(use(places / "ru"), "card", "exec"), names := {})
     ids = torch.tensor([prompt_ids(names["model"], tokenizer, "To open the file,", 2)])

@@ -100,7 +100,10 @@ def test_nothing_is_sent_unless_it_is_said(place):
     assert found.leaks == []
     result = CliRunner().invoke(app, ["publish", str(place), "--repo", "me/model"])
     assert result.exit_code == 0, result.output
-    assert "nothing was sent" in result.output
+    assert "nothing was sent" in result.output and "private if it is made now" in result.output
+    assert "nothing in it looks like a path, a secret or a document of yours" in result.output
+    result = CliRunner().invoke(app, ["publish", str(place), "--repo", "me/model", "--public"])
+    assert "which all would see if it is made now" in result.output
 
 
 def test_what_leaks_is_never_sent(place, hub):
@@ -177,6 +180,17 @@ def test_a_hub_that_refuses_is_told(place, hub, monkeypatch):
     monkeypatch.setattr(hub, "upload_folder", refuse)
     with pytest.raises(TreeringError, match=r"did not take me/model: Name or service(.|\n)*not sent twice"):
         publish(place, "me/model", api=hub)
+
+
+def test_a_hub_that_cannot_be_reached_is_told(place, monkeypatch):
+    """As the hub's own client finds out, whose exceptions are those of the package beneath it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    # Port 9 takes no connection; neither place is asked over a proxy.
+    monkeypatch.setattr("huggingface_hub.repocard.ENDPOINT", "http://127.0.0.1:9", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(TreeringError, match=r"did not take me/model:(.|\n)*reaches the hub"):
+        publish(place, "me/model", api=Hub())
 
 
 @given(

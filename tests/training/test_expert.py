@@ -45,6 +45,13 @@ def test_an_expert_names_its_data_and_no_directory_of_the_machine(recipe, tmp_pa
         assert str(tmp_path) not in path.read_text()
 
 
+def test_a_substrate_that_is_not_there_is_told_as_such(recipe, tmp_path):
+    with pytest.raises(TreeringError, match=r"no substrate at .*nope; `treering substrate build` makes one"):
+        quietly(recipe.model_copy(update={"substrate": str(tmp_path / "nope")}))
+    with pytest.raises(TreeringError, match="is not a substrate"):
+        quietly(recipe.model_copy(update={"substrate": str(tmp_path / "data")}))
+
+
 def test_an_interrupted_expert_goes_on_with_the_same_data_only(recipe, tmp_path, monkeypatch, tokenizer):
     def die(*args):
         raise KeyboardInterrupt

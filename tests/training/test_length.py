@@ -66,7 +66,7 @@ def recipe(substrate, tokenizer, corpus, tmp_path):
     ("training", "said"),
     [
         ({"batch_tokens": 8192, "evaluations": 1}, "8.0 passes over the corpus"),
-        ({"tokens": 2048, "batch_tokens": 512, "evaluations": 1}, "4 steps are few for a model"),
+        ({"tokens": 2048, "batch_tokens": 512, "evaluations": 1}, "warning: 4 steps are few for a model"),
     ],
 )
 def test_a_recipe_may_leave_the_length_open(recipe, training, said, corpus, capsys):

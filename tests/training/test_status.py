@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from treering.errors import TreeringError
+from treering.errors import Interrupted, TreeringError
 from treering.growth import Plan, Stage, grow, seedling
 from treering.output import locked, writer_of
 from treering.training import Backbone, announcing
@@ -73,6 +74,15 @@ def test_a_run_is_seen_while_it_goes_on_when_it_stopped_and_when_it_is_complete(
         look(tmp_path / "nothing")
     with pytest.raises(TreeringError, match="There is no run at"):
         look("/")
+
+
+def test_a_run_that_is_stopped_says_the_step_it_stopped_at(run, model, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(announcing, "SECONDS", 3600.0)
+    signals = [signal.SIGINT]  # one alone: a step is several micro-batches
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="Stopped at step 6 of 8"):
+        act_at(patch, 5, lambda: signals and signal.raise_signal(signals.pop()))
+        run(model, tmp_path / "out", settings)
+    assert look(tmp_path / "out").status.step == 6
 
 
 def test_of_a_growth_the_stage_is_told(substrate, tokenizer, corpus, settings, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,15 +16,24 @@ TrustRemoteCode = Annotated[
     typer.Option("--trust-remote-code", help="run Python code that comes with a model, if transformers lacks its kind"),
 ]
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
+
+def _set(example: str) -> Any:
+    return typer.Option(
         "--set",
         metavar="FIELD=VALUE",
-        help="a field of the recipe, as training.learning_rate=1e-3 or seeds.0=7 (YAML); again for another",
+        help=f"a field of the recipe, as {example} (YAML); again for another",
         show_default=False,
-    ),
-]
+    )
+
+
+SetOfRun = Annotated[list[str] | None, _set("training.learning_rate=1e-3")]
+SetOfStudy = Annotated[list[str] | None, _set("training.epochs=2 or seeds.0=7")]
+SetOfCorpus = Annotated[list[str] | None, _set("block_size=256")]
+
+
+def with_example(what: str, command: str) -> str:
+    """The help of a group of commands."""
+    return f"{what}\n\nExample: treering {command}"
 
 
 def contents(file: Path) -> str:

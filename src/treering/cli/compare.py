@@ -39,7 +39,7 @@ def compare(
 
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.composition import load_model
     from treering.evaluation import document_losses
     from treering.evaluation.comparison import (
@@ -93,5 +93,5 @@ def compare(
         return
     out = results()
     for table in as_comparison_tables(comparison):
-        out.print(table)
+        print_table(out, table)
         out.print()

@@ -30,7 +30,10 @@ app = typer.Typer(
     cls=JoinByDefault,
     no_args_is_help=True,
     subcommand_metavar="[join] EXPERT EXPERT... -o OUT | COMMAND ...",
-    help="Join trained experts into one model, and let experts come and go.",
+    help=arguments.with_example(
+        "Join trained experts into one model, and let experts come and go.",
+        "compose fi et hungarian=hu -o joined",
+    ),
 )
 
 Across = Annotated[
@@ -49,18 +52,12 @@ Instead = Annotated[
 
 @app.command()
 def join(
-    experts: Annotated[
-        list[str], typer.Argument(metavar="[NAME=]EXPERT", help="two or more: directories or hub names")
-    ],
+    experts: Annotated[list[str], typer.Argument(metavar="[NAME=]EXPERT", help="two or more: directories or hub:NAME")],
     output: Annotated[Path, typer.Option("--output", "-o", help="directory of the composition")],
     rule: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=offered("rule"),
-            help="how they are joined; treering compose rules lists all",
-            show_default="evidence:switch=0.01",
-        ),
-    ] = None,
+        str,
+        typer.Option(autocompletion=offered("rule"), help="how they are joined; treering compose rules lists all"),
+    ] = "evidence:switch=0.01",
     weight: Annotated[
         list[str] | None, typer.Option(metavar="NAME=WEIGHT", help="of its prior, relative to the others' (1)")
     ] = None,
@@ -77,7 +74,7 @@ def join(
     Example: treering compose fi et hungarian=hu --weight fi=2 -o joined
     """
     from treering.cli.console import nothing_to_do, plain, progress
-    from treering.composition import DEFAULT_RULE, compose_directories
+    from treering.composition import compose_directories
 
     console, named = progress(), dict[str, str]()
     for expert in experts:
@@ -94,7 +91,7 @@ def join(
         for name, value in given:
             records.setdefault(name, {})[field] = value
     there = output.is_dir() and any(output.iterdir())
-    composed = compose_directories(named, output, rule or DEFAULT_RULE, records, across_substrates)
+    composed = compose_directories(named, output, rule, records, across_substrates)
     if there:
         nothing_to_do(output)
         return
@@ -106,7 +103,7 @@ def join(
 @app.command()
 def add(
     directory: Directory,
-    expert: Annotated[str, typer.Argument(metavar="[NAME=]EXPERT", help="a directory or hub name")],
+    expert: Annotated[str, typer.Argument(metavar="[NAME=]EXPERT", help="a directory or hub:NAME")],
     weight: Annotated[float, typer.Option(help="of its prior, relative to the others'")] = 1.0,
     licence: Annotated[str | None, typer.Option(help="instead of what its model card says")] = None,
     origin: Annotated[str | None, typer.Option(help="instead of its directory's or hub name")] = None,
@@ -118,12 +115,17 @@ def add(
     Example: treering compose add joined law=branch-law --weight 0.5
     """
     from treering.cli.console import plain, progress
-    from treering.composition import add_expert
+    from treering.composition import add_expert, list_experts
 
     name, path = arguments.named(expert)
     told = {"weight": weight} | {k: v for k, v in (("licence", licence), ("origin", origin)) if v is not None}
     add_expert(directory, path, name, rule, told, across_substrates)
     progress().print(plain(f"{directory}: {name} joined"))
+    (joined,) = (record for record in list_experts(directory) if record["name"] == name)
+    if joined["same_as"]:
+        progress().print(
+            plain(f"{name} is byte for byte {joined['same_as'][0]}: nothing new joins, but that model counts for more")
+        )
 
 
 @app.command()
@@ -170,14 +172,14 @@ def list_(
 
     Example: treering compose list joined --json
     """
-    from treering.cli.console import print_readable, results
+    from treering.cli.console import print_readable, print_table, results
     from treering.composition import list_experts
 
     experts = list_experts(directory)
     if json:
         print_readable(experts)
     else:
-        results().print(experts_table(experts))
+        print_table(results(), experts_table(experts))
 
 
 def experts_table(experts: Sequence[dict[str, Any]]) -> Table:
@@ -200,11 +202,11 @@ def experts_table(experts: Sequence[dict[str, Any]]) -> Table:
             f"{record['weight']:g}",
             f"{record['share']:.1%}",
             f"{record['family']} {record['layers']} × {record['width']}",
-            f"{record['parameters']:,}",
+            f"{record['parameters']:,}" if record["parameters"] else "all shared",
             record.get("origin") or "?",
             record.get("licence") or (f"? (text: {of_text})" if of_text else "?"),
             f"{sources}: {read:,} tokens" if sources and read else sources or "?",
-            (record.get("fingerprint") or "?")[:12],
+            (record.get("fingerprint") or "")[:12] or ", ".join(f"as {other}" for other in record["same_as"]) or "?",
         )
         table.add_row(*map(plain, cells))
     return table
@@ -286,7 +288,7 @@ def fit(
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE: every document of a file")] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="to read at most", show_default="1% of the experts' training tokens")
+        int | None, typer.Option(min=1, help="to read at most; 1% of the experts' training tokens if not given")
     ] = None,
 ) -> None:
     """Fit weights, a gate or an adapter on top of the experts, on text that none was trained on; then join by it.
@@ -323,7 +325,7 @@ def _numbers(entries: Sequence[str] | None) -> list[tuple[str, float]]:
 
 
 def generate(
-    model: Annotated[str, typer.Argument(metavar="DIR", help="an expert, a composition, or a hub name")],
+    model: Annotated[str, typer.Argument(metavar="DIR", help="an expert, a composition, or hub:NAME")],
     text: Annotated[str, typer.Argument(help="what to go on from, - for what comes in; may be empty")],
     tokens: Annotated[int, typer.Option(min=1, help="how many tokens at most")] = 100,
     temperature: Annotated[

@@ -90,6 +90,27 @@ def print_fitting(console: Console, *tables: Table) -> None:
     console.print(next(fits, tables[-1]))
 
 
+def print_table(console: Console, table: Table) -> None:
+    """Print a table, or where the console is too narrow for it, what it says of each row on lines of their own."""
+    print_fitting(console, table, transposed(table))
+
+
+def transposed(table: Table) -> Table:
+    """Each row of a table as lines of name and value, with nothing between rows but an empty line."""
+    from rich.table import Table
+
+    turned = Table(box=None, show_header=False)
+    turned.add_column(no_wrap=True)
+    turned.add_column(overflow="fold")
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        if turned.row_count:
+            turned.add_row()
+        for column, cell in zip(table.columns, row, strict=True):
+            if cell:
+                turned.add_row(str(column.header).replace("\n", " "), cell)
+    return turned
+
+
 def streamer(tokenizer: PreTrainedTokenizerFast) -> BaseStreamer:
     """Prints what a model writes while it writes; on a terminal, none of its control characters is obeyed."""
     from transformers import TextStreamer

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 FEW = 10
 """Held-out documents of a source from which on an interval over them says something."""
 
-app = typer.Typer(no_args_is_help=True, help="Make corpora: packed training blocks and held-out documents.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help=arguments.with_example(
+        "Make corpora: packed training blocks and held-out documents.",
+        "data prepare fi.txt --tokenizer tokenizer -o data-fi",
+    ),
+)
 
 
 class DocumentRule(str, Enum):
@@ -63,7 +69,7 @@ def prepare(
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option("--tokenizer", "-t", help="directory, hub name or FILE.gguf of the tokenizer or its model"),
+        typer.Option("--tokenizer", "-t", help="directory, hub:NAME or FILE.gguf of the tokenizer or its model"),
     ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="directory to make")] = None,
     recipe: Annotated[
@@ -99,7 +105,7 @@ def prepare(
         int | None,
         typer.Option(help="shortest paragraph cut out of training if held out; 0 cuts none (default 16)", min=0),
     ] = None,
-    set_: arguments.Set = None,
+    set_: arguments.SetOfCorpus = None,
     json: Annotated[bool, typer.Option("--json", help="print the manifest as JSON")] = False,
 ) -> None:
     """Cut text into packed token blocks to train on, and hold whole documents out to measure on.

@@ -32,7 +32,7 @@ def demo(
 
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.demo import demo as of_specialists
     from treering.demo import demo_pretrained
     from treering.errors import TreeringError
@@ -51,7 +51,7 @@ def demo(
         print_json(data=result.rows)
     else:
         out = results()
-        out.print(as_table(result.rows))
+        print_table(out, as_table(result.rows))
         for sentence in result.findings:
             out.print(sentence, highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - begun:,.0f} s; look at {place / 'report.html'}")

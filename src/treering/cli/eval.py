@@ -12,12 +12,18 @@ from treering.cli.completion import offered
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-app = typer.Typer(no_args_is_help=True, help="Measure models: every result with an interval.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help=arguments.with_example(
+        "Measure models: every result with an interval.",
+        "eval bits fi joined --data data-fi",
+    ),
+)
 
 
 @app.command()
 def bits(
-    models: Annotated[list[str], typer.Argument(help="experts and compositions: DIR, NAME=DIR, or a hub name")],
+    models: Annotated[list[str], typer.Argument(help="experts and compositions: DIR, NAME=DIR, or hub:NAME")],
     text: Annotated[
         list[str] | None,
         typer.Option(help="NAME=FILE: every document of a file; any format data prepare reads"),
@@ -34,7 +40,7 @@ def bits(
     """
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.composition import load_model
     from treering.evaluation import Row, as_table, bits_per_byte, uniform_bits_per_byte
     from treering.tokenizer import identity, load
@@ -57,7 +63,7 @@ def bits(
     if json:
         print_json(data=rows)
     else:
-        results().print(as_table(rows))
+        print_table(results(), as_table(rows))
 
 
 @app.command()
@@ -87,7 +93,7 @@ def forgetting(
     """
     from rich import print_json
 
-    from treering.cli.console import plain, progress, results
+    from treering.cli.console import plain, print_table, progress, results
     from treering.composition import load_model
     from treering.evaluation import as_change_table, as_table, code_switched, measure_forgetting, require_composition
     from treering.evaluation.forgetting import own_texts
@@ -110,9 +116,9 @@ def forgetting(
         print_json(data={"rows": measured.rows, "differences": measured.differences})
         return
     out = results()
-    out.print(as_table(measured.rows))
+    print_table(out, as_table(measured.rows))
     out.print()
-    out.print(as_change_table(measured.differences))
+    print_table(out, as_change_table(measured.differences))
 
 
 @app.command()
@@ -132,7 +138,7 @@ def abilities(
     """
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.composition import load_model
     from treering.evaluation import Ability, as_abilities_table
     from treering.evaluation import abilities as measure
@@ -148,7 +154,7 @@ def abilities(
     if json:
         print_json(data=found)
     else:
-        results().print(as_abilities_table(found))
+        print_table(results(), as_abilities_table(found))
 
 
 @app.command()
@@ -173,19 +179,19 @@ def tasks(
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
-    """lm-eval's own tasks (MMLU, ARC, BoolQ …), scored as lm-eval does, with standard errors.
+    """lm-eval's own tasks (MMLU, ARC, BoolQ …), scored as lm-eval does, with 95% intervals.
 
     Example: treering eval tasks expert=expert-ru joined --tasks arc_easy,boolq --limit 100
     """
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import caution, print_table, progress, results
     from treering.composition import load_model
-    from treering.evaluation.harness import TaskScore, as_tasks_table, evaluate_tasks, require_lm_eval
+    from treering.evaluation.harness import TaskScore, as_tasks_table, evaluate_tasks, require_tasks, too_few_questions
     from treering.tokenizer import load
 
-    require_lm_eval()
     chosen = arguments.listed(tasks)
+    require_tasks(chosen, data)
     console = progress()
     rows: list[TaskScore] = []
     for entry in models:
@@ -196,7 +202,9 @@ def tasks(
     if json:
         print_json(data=rows)
     else:
-        results().print(as_tasks_table(rows))
+        print_table(results(), as_tasks_table(rows))
+    if few := too_few_questions(rows):
+        caution(few)
 
 
 @app.command()
@@ -218,7 +226,7 @@ def paper(
     """
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.composition import load_model
     from treering.evaluation.harness import require_lm_eval
     from treering.evaluation.harness.paper import EXAMS, PaperScore, as_paper_table, paper_protocol
@@ -238,7 +246,7 @@ def paper(
     if json:
         print_json(data=rows)
     else:
-        results().print(as_paper_table(rows))
+        print_table(results(), as_paper_table(rows))
 
 
 def lm_eval(arguments: typer.Context) -> None:

@@ -33,7 +33,7 @@ def grow(
     plan: Annotated[
         str | None, typer.Option(autocompletion=offered("plan"), help="a ready plan's name; replaces the recipe's plan")
     ] = None,
-    set_: arguments.Set = None,
+    set_: arguments.SetOfRun = None,
     dry_run: Annotated[bool, typer.Option(help="show the stages and what they cost, and stop")] = False,
     json: Annotated[bool, typer.Option("--json", help="with --dry-run: the stages as JSON instead of a table")] = False,
 ) -> None:
@@ -51,6 +51,7 @@ def grow(
     from treering.growth.worth import worth_of_copied
     from treering.recipe import check_recipe, load_recipe
     from treering.report import as_png, loss_curves
+    from treering.substrate import require_substrate
 
     if json and not dry_run:
         raise TreeringError("--json is of the stages that --dry-run shows: give both.")
@@ -61,6 +62,8 @@ def grow(
         chosen = check_recipe(values, GrowthRecipe, "command line", set_ or ())
     else:
         chosen = load_recipe(recipe, GrowthRecipe, given, set_ or ())
+    if chosen.substrate:
+        require_substrate(chosen.substrate)
     found = begin(chosen)
     stages = as_plan(chosen.plan, len(blocks(found.model)))
     _, costs = survey(found.model, found.corpus, stages, chosen.training)

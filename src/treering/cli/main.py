@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 from safetensors import SafetensorError
+from typer.core import TyperGroup
 
 from treering import __version__
 from treering.cli import (
@@ -43,9 +44,24 @@ from treering.reading import printable
 SPINS = "10000"
 """Looks at a barrier before a thread sleeps: in a run of its own no slower than the library's default of many more."""
 
+STOPPED = "Stopped by {}. What was complete before is still there."
+
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
+
+class Commands(TyperGroup):
+    """All commands; of Ctrl-C in one of them is said what SIGTERM is told by, where typer would say nothing."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted(STOPPED.format("Ctrl-C")) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -138,7 +154,7 @@ def _let_waiting_threads_sleep_soon() -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     """End as an exception does, so that what is half made is taken away; a training run has a better handler."""
-    _say("Stopped by SIGTERM. What was complete before is still there.")
+    _say(STOPPED.format("SIGTERM"))
     sys.exit(128 + number)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,13 @@ from treering.cli import arguments
 from treering.cli.completion import offered
 from treering.errors import TreeringError
 
-app = typer.Typer(no_args_is_help=True, help="Models and compositions, and the presets of backbones.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help=arguments.with_example(
+        "Models and compositions, and the presets of backbones.",
+        "model info joined",
+    ),
+)
 
 
 @app.command()
@@ -67,7 +73,7 @@ def _show_model(name: str, json: bool, trust_remote_code: bool) -> None:
     from rich.table import Table
 
     from treering.cli.compose import experts_table
-    from treering.cli.console import plain, print_readable, progress, results
+    from treering.cli.console import plain, print_readable, print_table, progress, results
     from treering.composition import describe
 
     progress()
@@ -82,7 +88,7 @@ def _show_model(name: str, json: bool, trust_remote_code: bool) -> None:
         table.add_row(label, plain(text))
     results().print(table)
     if "experts" in known:
-        results().print(experts_table(known["experts"]))
+        print_table(results(), experts_table(known["experts"]))
 
 
 def _lines(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -114,7 +120,7 @@ def _show_presets(names: list[str], json: bool) -> None:
     from rich.table import Table
 
     from treering.backbone import count_parameters, preset
-    from treering.cli.console import results
+    from treering.cli.console import print_fitting, results, transposed
 
     rows = []
     for name in names:
@@ -126,15 +132,22 @@ def _show_presets(names: list[str], json: bool) -> None:
     if json:
         print_json(data=rows)
         return
-    table = Table("preset", "layers", "d_model", "heads", "vocabulary", "context", "substrate", box=None)
-    for column in ("total", "frozen", "active", "paper"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        counts = [f"{row[c]:,}" for c in ("total", "frozen", "active")]
-        shape_columns = ("preset", "layers", "d_model", "heads", "vocab_size", "context", "substrate")
-        table.add_row(*(str(row[c]) for c in shape_columns), *counts, row["paper"] or "")
+
+    def tabled(shapes: Sequence[str], counts: Sequence[str]) -> Table:
+        table = Table(*({"vocab_size": "vocabulary"}.get(name, name) for name in shapes), box=None)
+        for name in (*counts, "paper"):
+            table.add_column(name, justify="right")
+        for row in rows:
+            shown = [f"{row[name]:,}" for name in counts]
+            table.add_row(*(str(row[name]) for name in shapes), *shown, row["paper"] or "")
+        return table
+
     console = results()
-    console.print(table)
+    whole = tabled(
+        ("preset", "layers", "d_model", "heads", "vocab_size", "context", "substrate"), ("total", "frozen", "active")
+    )
+    brief = tabled(("preset", "layers", "d_model"), ("total", "active"))
+    print_fitting(console, whole, brief if len(rows) > 1 else transposed(whole))
     for row in rows:
         if row["note"]:
             console.print(f"[bold]{row['preset']}[/]: {row['note']}", highlight=False)

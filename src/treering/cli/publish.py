@@ -81,5 +81,9 @@ def publish(
     if not json:
         total = decimal(sum(found.files.values()))
         out.print(
-            f"{total} would go to {repo}; nothing was sent. Say --upload to do it.", highlight=False, markup=False
+            "Looked through: nothing in it looks like a path, a secret or a document of yours.\n"
+            f"{total} would go to {repo}, {'which all would see' if public else 'private'} if it is made now; nothing "
+            "was sent. Say --upload to do it.",
+            highlight=False,
+            markup=False,
         )

@@ -11,7 +11,7 @@ from treering.cli.completion import offered
 
 
 def serve(
-    model: Annotated[str, typer.Argument(metavar="DIR", help="an expert, a composition, or a hub name")],
+    model: Annotated[str, typer.Argument(metavar="DIR", help="an expert, a composition, or hub:NAME")],
     host: Annotated[str, typer.Option(help="address to listen on; another than this machine's own needs a key")] = (
         "127.0.0.1"
     ),

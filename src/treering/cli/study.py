@@ -9,7 +9,13 @@ import typer
 
 from treering.cli import arguments
 
-app = typer.Typer(no_args_is_help=True, help="Controlled comparisons: many runs, one table, one figure.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help=arguments.with_example(
+        "Controlled comparisons: many runs, one table, one figure.",
+        "study growth recipes/study.yaml --data data-fi -o study",
+    ),
+)
 
 
 @app.callback()
@@ -23,7 +29,7 @@ def continual(
         Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/continual.yaml")
     ],
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
-    set_: arguments.Set = None,
+    set_: arguments.SetOfStudy = None,
     json: Annotated[bool, typer.Option("--json", help="the rows as JSON instead of a table")] = False,
 ) -> None:
     """Tasks that arrive one after another: branches by evidence against training on and on, averaging, whole models.
@@ -34,7 +40,7 @@ def continual(
 
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.growth.continual import ContinualRecipe, as_continual_table
     from treering.growth.continual import continual as run_study
     from treering.output import write_file
@@ -47,7 +53,7 @@ def continual(
     if json:
         print_json(data=[asdict(result) for result in found])
     else:
-        results().print(as_continual_table(found))
+        print_table(results(), as_continual_table(found))
 
 
 @app.command()
@@ -56,7 +62,7 @@ def growth(
     data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="replaces the recipe's tokenizer")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
-    set_: arguments.Set = None,
+    set_: arguments.SetOfStudy = None,
     json: Annotated[bool, typer.Option("--json", help="the rows as JSON instead of a table")] = False,
 ) -> None:
     """Growth against monolithic and shallow training; run the same command again to go on after an interruption.
@@ -67,7 +73,7 @@ def growth(
 
     from rich import print_json
 
-    from treering.cli.console import progress, results
+    from treering.cli.console import print_table, progress, results
     from treering.growth.outcome import as_study_table
     from treering.growth.study import StudyRecipe, histories
     from treering.growth.study import study as run_study
@@ -81,4 +87,4 @@ def growth(
     if json:
         print_json(data=[asdict(outcome) for outcome in outcomes])
     else:
-        results().print(as_study_table(outcomes))
+        print_table(results(), as_study_table(outcomes))

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify a frozen token interface.")
+from treering.cli import arguments
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help=arguments.with_example(
+        "Build, inspect and verify a frozen token interface.",
+        "substrate build tokenizer --d-model 192 -o substrate",
+    ),
+)
 
 
 class Kind(str, Enum):
@@ -191,13 +199,16 @@ def verify(
 
 def _show(made: Any, directory: Path) -> None:
     """The table of a substrate."""
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=str(directory), show_header=False, title_justify="left")
+    from treering.cli.console import plain, results
+
+    console = results()
+    console.print(plain(str(directory)))
+    console.print(plain(made.fingerprint), soft_wrap=True)  # on a line of its own, whole
+    table = Table(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("fingerprint", made.fingerprint)
     for name, value in made.recipe.to_dict().items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else value)
     table.add_row("numbers", f"{made.matrix.numel():,}" + (" (frozen)" if made.frozen else " (to be trained)"))
@@ -205,8 +216,7 @@ def _show(made: Any, directory: Path) -> None:
     for name, value in made.report.items():
         shown = ("yes" if value else "no") if isinstance(value, bool) else f"{value:,}" if value is not None else "-"
         table.add_row(LABELS.get(name, name), shown)
-    console = Console()
-    Console(width=max(console.width, 110), soft_wrap=False).print(table)
+    console.print(table)
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Train a Unicode tokenizer, and look inside any tokenizer.")
+from treering.cli import arguments
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help=arguments.with_example(
+        "Train a Unicode tokenizer, and look inside any tokenizer.",
+        "tokenizer train fi.txt et.txt --vocab-size 4096 -o tokenizer",
+    ),
+)
 
 Directory = Annotated[str, typer.Argument(help="Tokenizer directory, or a name on the Hugging Face hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -36,8 +44,8 @@ def train(
         list[str],
         typer.Argument(
             metavar="FILE...",
-            help="Text, JSON lines or Parquet, compressed or not; or embedded:ru|zh|en. Each is one source "
-            "(a language), and all have an equal say.",
+            help="Text, JSON (lines or an array), CSV, TSV or Parquet, compressed or not; or embedded:ru|zh|en. Each "
+            "is one source (a language), and all have an equal say.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it must be new.")],
@@ -54,7 +62,7 @@ def train(
         Merges, typer.Option(help="bpe, or the paper's longest-first (fewer characters per token).")
     ] = Merges.bpe,
     max_length: Annotated[int, typer.Option(help="Longest n-gram of bpe, in characters.")] = 16,
-    text_field: Annotated[str, typer.Option(help="Field with the text, in JSON lines and Parquet.")] = "text",
+    text_field: Annotated[str, typer.Option(help="Field or column with the text, where files have such.")] = "text",
     validation: Annotated[
         float,
         typer.Option(

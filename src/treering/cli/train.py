@@ -17,7 +17,7 @@ def train(
     substrate: Annotated[str | None, typer.Option(help="replaces the recipe's substrate")] = None,
     data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
-    set_: arguments.Set = None,
+    set_: arguments.SetOfRun = None,
 ) -> None:
     """Train one expert on a frozen substrate; run the same command again to go on after an interruption.
 

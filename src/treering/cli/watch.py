@@ -23,7 +23,7 @@ def watch(
     every: Annotated[float, typer.Option(min=0.1, max=3600, help="seconds between two looks")] = 2.0,
     json_: Annotated[bool, typer.Option("--json", help="as JSON, a line for each look")] = False,
 ) -> None:
-    """Show a run that goes on in another terminal: its step, loss, validation, speed and the time left.
+    """Show a run that goes on in another terminal, or that will: step, loss, validation, speed and the time left.
 
     Example: treering watch fi --once --json
     """
@@ -48,9 +48,22 @@ def watch(
 
 
 def _looks(directory: str, once: bool, every: float) -> Iterator[Seen]:
-    """What is seen of a run again and again until it has ended."""
-    from treering.training.status import look
+    """What is seen of a run, once it is there, again and again until it has ended."""
+    from treering.cli.console import plain, progress
+    from treering.training.status import NoRun, look
 
+    told = False
+    while True:  # whoever has just begun a run has nothing on the disk while its libraries are imported
+        try:
+            look(directory)
+            break
+        except NoRun:
+            if once:
+                raise
+            if not told:
+                progress().print(plain(f"waiting for a run at {directory}; Ctrl-C ends that"))
+            told = True
+            time.sleep(every)
     while (seen := look(directory)).state == "running" and not once:
         yield seen
         time.sleep(every)

@@ -57,7 +57,7 @@ def merge(
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
     require_new(output)
-    place = locate(adapter, "adapter")
+    place = locate(adapter)
     described, stored = (own_file_of(place, name) for name in (CONFIG, WEIGHTS))
     if described is None or stored is None:
         missing = CONFIG if described is None else f"{WEIGHTS}; adapters in pickles, which can run code, are not opened"

@@ -129,7 +129,7 @@ def root(place: str | os.PathLike[str], bases: Mapping[str, Rooted]) -> tuple[Ma
     Raises:
         TreeringError: it is damaged, or what it stands on is not among them; says which block of whom differs.
     """
-    directory = locate(place, "branch")
+    directory = locate(place)
     require_model(directory, trust_remote_code=False)
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     file = inside(directory, BRANCH)

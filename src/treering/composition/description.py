@@ -40,7 +40,7 @@ def describe(name_or_path: str | os.PathLike[str], trust_remote_code: bool = Fal
     try:
         if is_gguf(name_or_path):
             return _of_gguf(Path(name_or_path))
-        place = locate(name_or_path, "model")
+        place = locate(name_or_path)
         if require_model(place, trust_remote_code)["model_type"] == CompositionConfig.model_type:
             return _of_composition(weights(place)[0].parent)
         return _of_model(place, trust_remote_code)

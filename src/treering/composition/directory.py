@@ -85,7 +85,7 @@ def compose_directories(
     """Compose trained experts into ``output``, with their common tokenizer.
 
     Args:
-        experts: directories or hub names, by the experts' names; of branches whose base is among them, what was cut
+        experts: directories or hub:NAME, by the experts' names; of branches whose base is among them, what was cut
             off it will do (``treering.composition.cut``).
         records: by expert's name, what its record shall say: ``weight`` (1), ``licence`` and ``origin`` (as its
             directory tells).
@@ -156,7 +156,7 @@ def add_expert(
     What was fitted to the experts before is dropped with it: see `remove_expert`.
 
     Args:
-        expert: a directory or a hub name; of a branch on an expert that is there, what was cut off it will do.
+        expert: a directory or hub:NAME; of a branch on an expert that is there, what was cut off it will do.
         rule: joins them from now on, instead of the composition's rule.
         record: what the expert's record shall say: ``weight`` (1), ``licence`` and ``origin`` (as its directory tells).
         across_substrates: see `compose_directories`.
@@ -219,7 +219,8 @@ def list_experts(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Returns:
         Of each, all that its record says, and besides its ``share`` of the prior, its ``family``, ``layers`` and
-        ``width``, and the number of its own ``parameters``.
+        ``width``, the number of its own ``parameters`` (0 where others have the same ones), and ``same_as``, the others
+        that are byte for byte this one.
 
     Raises:
         TreeringError: ``directory`` is no composition, or damaged.
@@ -233,8 +234,14 @@ def list_experts(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
         parameters = parameter_count(Path(directory) / layout.expert_file(name)) if alone else 0
         shape = {"family": own.model_type, "layers": own.num_hidden_layers, "width": own.hidden_size}
         size = {"share": record["weight"] / total, "parameters": parameters}
-        experts.append(record | shape | size)
+        experts.append(record | shape | size | {"same_as": _same_as(record, config.experts)})
     return experts
+
+
+def _same_as(record: Mapping[str, Any], experts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who is made of the very same parts; where the parts of a family are not known, nobody."""
+    others = (other for other in experts if other["name"] != record["name"])
+    return [other["name"] for other in others if record.get("path") and other.get("path") == record["path"]]
 
 
 def reweight(directory: str | os.PathLike[str], weights: Mapping[str, float]) -> None:
@@ -412,7 +419,7 @@ def _foreign(directory: Path) -> Files:
 
 def _record(expert: str | os.PathLike[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """What a composition notes of an expert: what was given, else what its directory tells."""
-    told = {"origin": Path(expert).name} if is_gguf(expert) else provenance(locate(expert, "model"))
+    told = {"origin": Path(expert).name} if is_gguf(expert) else provenance(locate(expert))
     return told | dict(given)
 
 

@@ -26,7 +26,7 @@ from treering.composition.specs import rule as parse_rule
 from treering.errors import TreeringError
 from treering.gguf import is_gguf, require_gguf
 from treering.headers import header
-from treering.location import file_of, locate
+from treering.location import HUB, file_of, locate
 from treering.output import recover
 from treering.reading import printable, read_json
 
@@ -54,7 +54,7 @@ def load_model(
             of a GGUF file, see ``treering.gguf.require_gguf``, or transformers does not know its architecture.
     """
     packed = is_gguf(directory)
-    place = os.fspath(directory) if packed else locate(directory, "model")
+    place = os.fspath(directory) if packed else locate(directory)
     try:
         loaded: Any = _from_gguf(Path(place), dtype) if packed else _from_safetensors(place, dtype, trust_remote_code)
     except TreeringError:
@@ -296,9 +296,10 @@ def _adapter(place: str, file: Path) -> str:
     values = read_json(file, MOST_CONFIGURATION)
     values = values if isinstance(values, dict) else {}
     kind, base = (printable(str(values.get(name, "?"))) for name in ("peft_type", "base_model_name_or_path"))
+    here = Path(base).is_dir() or Path(base).is_absolute()
     lines = [
         f"{printable(place)} is a PEFT adapter ({kind}) of the model {base}, not a model. Merge it into that first:",
-        f"  treering model merge {printable(place)} --base {base} -o MERGED",
+        f"  treering model merge {printable(place)} --base {base if here else HUB + base} -o MERGED",
         "MERGED is then an ordinary model.",
     ]
     if not Path(base).is_dir():

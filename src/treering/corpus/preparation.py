@@ -60,7 +60,7 @@ class CorpusRecipe(Schema):
     """What ``treering data prepare --recipe`` reads: the arguments of `prepare`."""
 
     sources: list[Source] = Field(min_length=1, description="paths, or objects with the fields of a source")
-    tokenizer: str = Field(description="directory or hub name of the tokenizer")
+    tokenizer: str = Field(description="directory or hub:NAME of the tokenizer")
     output: str = Field(description="directory of the prepared corpus")
     block_size: int = Field(default=512, description="tokens in a training block")
     validation: float = Field(default=0.05, description="share of the documents to hold out")

@@ -201,13 +201,13 @@ def _metadata(
     if scores:
         own["treering_scores"] = [dict(row) for row in scores]
     languages = sorted({source["language"] for source in sources if source["language"]})
-    trunk = _within(config, "treering_trunk")
+    base = str(_within(config, "treering_trunk").get("base", ""))
     data = ModelCardData(
         language=languages or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["treering", kind],
-        base_model=trunk.get("base") if "/" in str(trunk.get("base", "")) else None,
+        base_model=base.removeprefix("hub:") if "/" in base else None,
         **own,
     )
     return str(data.to_yaml())
@@ -288,10 +288,11 @@ def _use(kind: str, name: str, config: Mapping[str, Any]) -> str:
 
 def _hint(kind: str, name: str, training: Mapping[str, Any]) -> str:
     if kind == "composition":
+        place = f"hub:{name}" if "/" in name else name
         return (
             "The code that this trusts is `modeling_treering.py`, which needs torch and transformers alone and gives "
             "the same logits as Treering. With Treering it is faster, and no code of a repository runs: "
-            f'`treering.load_model("{name}")`, `treering.load_tokenizer("{name}")`.'
+            f'`treering.load_model("{place}")`, `treering.load_tokenizer("{place}")`.'
         )
     begins = printable(str(_within(training, "origin", "data", "tokenizer").get("separator") or "</s>"))
     return (
@@ -321,8 +322,11 @@ def _made(kind: str, config: Mapping[str, Any], training: Mapping[str, Any]) -> 
         )
     if isinstance(bits := measured.get("validation_bits_per_byte"), int | float):
         steps, kept = _count(measured.get("steps")), _count(measured.get("kept_step"))
-        which = f", by the weights of step {kept:,} of {steps:,}, its best," if steps and kept and kept < steps else ""
-        made.append(f"On held-out text of the same sources it has {bits:.3f} bits per byte{which} packed in blocks.")
+        which = f" by the weights of step {kept:,} of {steps:,}, its best," if steps and kept and kept < steps else ""
+        apart = _count(_within(origin, "data", "calibration").get("documents"))
+        text = "documents set apart for choosing (calibration)" if apart else "the held-out documents"
+        chose = " They also chose the step." if settings.get("keep") == "best" else ""
+        made.append(f"On {text} of the same sources it has {bits:.3f} bits per byte,{which} packed in blocks.{chose}")
     return made or ["Nothing beside the weights tells."]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from treering.errors import TreeringError
@@ -74,10 +74,11 @@ def publish(
             ModelCard.load(staged / README).validate()
             api.create_repo(repository, private=not public, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=staged, commit_message=message)
-        except (HfHubHTTPError, ValueError, OSError) as error:
+        except Exception as error:  # the hub, and httpx beneath it, each raise their own
             raise TreeringError(
-                f"The hub did not take {printable(repository)}: {printable(str(error), 500)}\nLog in with hf auth "
-                "login, and run the same command again: what has arrived is not sent twice."
+                f"The hub did not take {printable(repository)}: {printable(str(error), 500)}\nSee that this machine "
+                "reaches the hub and is logged in (hf auth login), and run the same command again: what has arrived "
+                "is not sent twice."
             ) from error
     return f"https://huggingface.co/{repository}"
 

@@ -79,7 +79,7 @@ def serve(
 
 def served_name(name_or_path: str | os.PathLike[str]) -> str:
     """What clients call the model: its directory's name, or its name on the hub."""
-    place = locate(name_or_path, "model")
+    place = locate(name_or_path)
     return Path(place).resolve().name if Path(place).is_dir() else place
 
 

@@ -9,6 +9,7 @@ from treering.substrate.substrate import (
     load,
     rebuild,
     require_same,
+    require_substrate,
     verify,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "load",
     "rebuild",
     "require_same",
+    "require_substrate",
     "verify",
 ]

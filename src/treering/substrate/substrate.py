@@ -230,6 +230,15 @@ def build(
     return Substrate(torch.from_numpy(rows), recipe, report, _fingerprint(recipe, rows))
 
 
+def require_substrate(directory: str | os.PathLike[str]) -> None:
+    """Refuse what is no substrate's directory, before anything else is read there.
+
+    Raises:
+        TreeringError: there is none, or what it was made of cannot be read.
+    """
+    _read_document(Path(directory))
+
+
 def load(directory: str | os.PathLike[str]) -> Substrate:
     """Read a saved substrate and check every byte of it against its fingerprint.
 
@@ -399,6 +408,10 @@ def _fingerprint(recipe: Recipe, rows: np.ndarray) -> str:
 
 def _read_document(directory: Path) -> _Document:
     """What stands beside the matrix."""
+    if not directory.is_dir():
+        raise TreeringError(
+            f"There is no substrate at {printable(str(directory))}; `treering substrate build` makes one."
+        )
     path = inside(directory, RECIPE_FILE)
     if not path.is_file():
         raise TreeringError(

@@ -29,7 +29,7 @@ def load(name_or_path: str | os.PathLike[str], trust_remote_code: bool = False) 
             allowed, or its IDs are far more than its tokens; of a GGUF file, see ``treering.gguf.require_gguf``.
     """
     packed = is_gguf(name_or_path)
-    place = os.fspath(name_or_path) if packed else locate(name_or_path, "tokenizer")
+    place = os.fspath(name_or_path) if packed else locate(name_or_path)
     try:
         if packed:
             require_gguf(place)

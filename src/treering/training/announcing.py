@@ -18,7 +18,7 @@ SECONDS = 1.0
 
 
 class Announcement(TrainerCallback):
-    """Writes where the run stands, at the end of a step and at most once a second, and after each validation.
+    """Writes where the run stands: after a step, at most once a second, after each validation, and where it ends.
 
     Args:
         display: knows the speed.
@@ -38,6 +38,11 @@ class Announcement(TrainerCallback):
             self._write(state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._write(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._write(state)
 
     def _write(self, state: TrainerState) -> None:

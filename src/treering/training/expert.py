@@ -58,6 +58,7 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
     Raises:
         TreeringError: see ``treering.backbone.dock`` and ``treering.training.train``.
     """
+    substrates.require_substrate(recipe.substrate)
     tokenizer = load_tokenizer(recipe.substrate)
     substrate = substrates.load(recipe.substrate)
     corpus = corpora.Corpus.load(recipe.data, console)
@@ -89,7 +90,7 @@ def _length(
         return {"tokens": tokens}
     tokens = given.tokens or round((given.epochs or 0) * available)
     if short := too_few(tokens // given.batch_tokens):
-        console.print(f"  {short}", highlight=False)
+        console.print(f"  warning: {short}", highlight=False)
     return {}
 
 

@@ -21,7 +21,7 @@ from treering.training.length import lowest
 from treering.training.processes import in_any
 
 ROOMY = 100
-"""Columns of a terminal from which on the bar also shows the loss."""
+"""Columns of a terminal from which on the bar also shows loss and memory."""
 
 
 class Interruption(TrainerCallback):
@@ -181,15 +181,16 @@ class Display(TrainerCallback):
         elif "eval_loss" in entry:
             speed, left = self.speed(state), self.seconds_left(state)
             self._tell(
-                f"  step {state.global_step:,}/{state.max_steps:,}  ",
-                "validation ",
-                f"{entry['eval_bits_per_byte']:.3f} bits/byte",
+                f"  step {state.global_step:,}/{state.max_steps:,}  "
+                f"validation {entry['eval_bits_per_byte']:.3f} bits/byte",
                 f" ({entry['eval_loss']:.3f} nats/token)",
-                f"  {speed:,.0f} tokens/s  {peak_memory():,.0f} MiB  {left:,.0f} s left",
+                f"  {speed:,.0f} tokens/s",
+                f"  {peak_memory():,.0f} MiB",
+                f"  {left:,.0f} s left",
             )
 
     def _tell(self, *parts: str) -> None:
-        """Print a line; where it is too long for the console, every second part is left out, and no number broken."""
+        """Print a line; where it is too long, its 2nd and 4th part are left out, and no number is broken."""
         line = "".join(parts)
         shown = line if len(line) <= self.console.width else "".join(parts[::2])
         self.console.print(shown, highlight=False, soft_wrap=len(shown) <= self.console.width)
@@ -206,11 +207,10 @@ class Display(TrainerCallback):
         return (state.max_steps - state.global_step) * self.tokens_per_step / max(self.speed(state), 1e-9)
 
     def _status(self, entry: dict[str, float]) -> str:
-        loss = f"loss {entry['loss']:.3f}  " if self.console.width >= ROOMY else ""
-        return (
-            f"{loss}{entry['bits_per_byte']:.3f} bits/byte  "
-            f"{entry['tokens_per_second']:,.0f} tokens/s  {peak_memory():,.0f} MiB"
-        )
+        bits, speed = f"{entry['bits_per_byte']:.3f} bits/byte", f"{entry['tokens_per_second']:,.0f} tokens/s"
+        if self.console.width < ROOMY:
+            return f"training {bits}  {speed}"
+        return f"training loss {entry['loss']:.3f}  {bits}  {speed}  {peak_memory():,.0f} MiB"
 
 
 def peak_memory() -> float:

@@ -99,6 +99,10 @@ class Seen:
     finished: Finished | None = None
 
 
+class NoRun(TreeringError):
+    """There is nothing to look at, or not yet."""
+
+
 def announce(unfinished: Path, status: Status) -> None:
     """Leave a status in the directory of an unfinished run; a disk that does not take it disturbs nobody."""
     with contextlib.suppress(OSError):
@@ -109,7 +113,7 @@ def look(output: str | os.PathLike[str]) -> Seen:
     """What goes on at an output of ``train``, ``grow``, ``study`` or ``demo``; nothing is locked or written.
 
     Raises:
-        TreeringError: nothing is there.
+        NoRun: nothing is there.
     """
     place = Path(output).absolute()
     process = writer_of(place) if place.name else None  # first: it may come to its end while the rest is looked at
@@ -126,7 +130,7 @@ def look(output: str | os.PathLike[str]) -> Seen:
         return Seen(name, "complete", finished=_finished(place))
     if (place / "runs").is_dir():
         return Seen(name, "stopped")
-    raise TreeringError(
+    raise NoRun(
         f"There is no run at {printable(name)}: neither an output nor an unfinished one. Give the directory that "
         "train, grow or study was given as output (-o)."
     )

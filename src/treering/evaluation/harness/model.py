@@ -21,7 +21,7 @@ from treering.composition import load_model
 from treering.corpus import Window
 from treering.evaluation.bits import LOGITS_AT_ONCE, speakers, window_losses
 from treering.training.loss import log_likelihood
-from treering.voice import tells_progress
+from treering.voice import shows_bars
 
 
 @register_model("treering")
@@ -62,6 +62,14 @@ class TreeringLM(HFLM):
         pretrained.to(torch.device(device))  # type: ignore[arg-type]
         super().__init__(pretrained, tokenizer=tokenizer, batch_size=batch_size, **kwargs)
 
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As `_loglikelihood_tokens`, of texts; lm-eval's own bar is shown where ours is."""
+        return super().loglikelihood(requests, disable_tqdm or not shows_bars())
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, in windows."""
+        return super().loglikelihood_rolling(requests, disable_tqdm or not shows_bars())
+
     def _loglikelihood_tokens(
         self,
         requests: Sequence[tuple[Any, list[int], list[int]]],
@@ -85,7 +93,7 @@ class TreeringLM(HFLM):
             else:
                 alone += indices
         found: dict[int, tuple[float, bool]] = {}
-        silent = disable_tqdm or self.rank != 0 or not tells_progress()
+        silent = disable_tqdm or self.rank != 0 or not shows_bars()
         bar = tqdm(total=len(requests), desc="reading", disable=silent, leave=False)
         for shared, indices in together:
             found |= zip(indices, self._after(shared, [requests[index][2] for index in indices]), strict=True)
@@ -149,7 +157,7 @@ class TreeringLM(HFLM):
             context, options = request.args
             most = min(options.get("max_gen_toks", self.max_gen_toks), room)
             short.append(replace(request, arguments=(context, options | {"max_gen_toks": most})))
-        return super().generate_until(short, disable_tqdm or not tells_progress())
+        return super().generate_until(short, disable_tqdm or not shows_bars())
 
     def _surprise(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Nats, and 1 for each target that greedy decoding would not write [2, batch, position]."""

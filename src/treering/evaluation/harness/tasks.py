@@ -18,6 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from treering.errors import TreeringError
 from treering.reading import printable
 
+FEW_QUESTIONS = 30
+"""Of fewer, the interval of a share spans a third of all there is."""
+NORMAL_95 = 1.96
+"""Standard errors to either side that bound 95% of a normal distribution."""
+
 
 class TaskScore(TypedDict):
     """One measure of one model on one task, with its standard error as lm-eval has it; None where it has none."""
@@ -93,16 +98,10 @@ def evaluate_tasks(
     from treering.evaluation.harness import bigbench
     from treering.evaluation.harness.model import TreeringLM
 
+    names, own, manager = _known(tasks, data)
     directory = Path(data) if data is not None else None
-    if directory is not None and not directory.is_dir():
-        raise TreeringError(f"{data} is no directory of data sets.")
-    own = bigbench.question_sets(directory) if directory else {}
     with _quiet():
-        manager = lm_eval.tasks.TaskManager(include_path=Path(__file__).parent / "small")
-        chosen = [
-            bigbench.task(found, own[found]) if found in own else found
-            for found in _matching(tasks, own, manager.all_tasks)
-        ]
+        chosen = [bigbench.task(name, own[name]) if name in own else name for name in names]
         with inside(directory):
             loaded = [_loaded(manager, spec) for spec in chosen]
         results = lm_eval.simple_evaluate(
@@ -119,10 +118,44 @@ def evaluate_tasks(
     return TaskResults(_rows(name, results), _answers(results))
 
 
+def require_tasks(tasks: Sequence[str], data: str | os.PathLike[str] | None = None) -> None:
+    """Refuse names that no task has, before any model is loaded; see `evaluate_tasks`.
+
+    Raises:
+        TreeringError: lm-eval is not installed, or there is no such task or directory.
+    """
+    _known(tasks, data)
+
+
+def _known(tasks: Sequence[str], data: str | os.PathLike[str] | None) -> tuple[list[str], Mapping[str, Path], Any]:
+    """The tasks that are meant, the question sets on disk, and lm-eval's manager of tasks."""
+    lm_eval = require_lm_eval()
+    from treering.evaluation.harness import bigbench
+
+    directory = Path(data) if data is not None else None
+    if directory is not None and not directory.is_dir():
+        raise TreeringError(f"{data} is no directory of data sets.")
+    own = bigbench.question_sets(directory) if directory else {}
+    with _quiet():
+        manager = lm_eval.tasks.TaskManager(include_path=Path(__file__).parent / "small")
+        return _matching(tasks, own, manager.all_tasks), own, manager
+
+
+def too_few_questions(rows: Sequence[TaskScore]) -> str | None:
+    """What to say of tasks whose questions are so few that their scores tell nothing."""
+    few = {row["task"]: row["count"] for row in rows if row["count"] is not None and row["count"] < FEW_QUESTIONS}
+    if not few:
+        return None
+    told = ", ".join(f"{task} {count:,}" for task, count in few.items())
+    return (
+        f"fewer than {FEW_QUESTIONS} questions hardly tell one model from another: {told}; raise or leave out --limit"
+    )
+
+
 def as_tasks_table(rows: Sequence[TaskScore]) -> Table:
     """The scores as people read them."""
     table = Table("model", "task", "version", "shots", "measure", box=None)
-    for column in ("value", "± standard error", "questions"):
+    for column in ("value", "95% interval", "questions"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
@@ -132,7 +165,7 @@ def as_tasks_table(rows: Sequence[TaskScore]) -> Table:
             "" if row["shots"] is None else f"{row['shots']}",
             row["measure"],
             f"{row['value']:.4f}",
-            "" if row["stderr"] is None else f"± {row['stderr']:.4f}",
+            "" if row["stderr"] is None else f"± {NORMAL_95 * row['stderr']:.4f}",
             "" if row["count"] is None else f"{row['count']:,}",
         )
     return table
