@@ -76,6 +76,7 @@ RULES = (
     "top_k",
     "top_k:switch=0.01",
 )
+DECODED = ("mean", "evidence", "evidence:switch=0.01", "evidence:switch=0.01,cache=0.1", "top_k")
 FITTED = ("weighted", "gate:switch=0.01", "adapter", "weighted:pool=log", "gate:switch=0.01,pool=log")
 
 
@@ -274,7 +275,7 @@ def decode(demo: Path, console: Console, tokens: int = 150, rounds: int = 5) -> 
             return run
 
         experts = {name: of(load_model(demo / name)) for name in ("ru", "zh")}
-        return experts | {rule: of(joined, rule) for rule in ("mean", "evidence", "evidence:switch=0.01", "top_k")}
+        return experts | {rule: of(joined, rule) for rule in DECODED}
 
     runs = ways()
     times: dict[str, list[float]] = {name: [] for name in runs}
