@@ -41,9 +41,7 @@ def counted():
         said = [1 / vocabulary] * vocabulary
         for order in range(min(ORDER, len(text)) + 1):
             context = text[len(text) - order :]
-            counts = Counter(
-                text[end] for end in range(max(order, 1), len(text)) if text[end - order : end] == context
-            )
+            counts = Counter(text[end] for end in range(max(order, 1), len(text)) if text[end - order : end] == context)
             said = [(counts[token] + below) / (counts.total() + 1) for token, below in enumerate(said)]
         return said
 

@@ -29,7 +29,17 @@ from treering.errors import TreeringError
 from treering.growth import deepen
 
 VOCABULARY = 60
-RULES = ["mean", "probability", "evidence", "evidence:switch=0.1", "evidence:cache=0.2", "top_k", "top_k:k=2", "gate", "adapter"]
+RULES = [
+    "mean",
+    "probability",
+    "evidence",
+    "evidence:switch=0.1",
+    "evidence:cache=0.2",
+    "top_k",
+    "top_k:k=2",
+    "gate",
+    "adapter",
+]
 NAMES = ["base", "ru", "zh", "law", "tax", "upper"]
 
 
