@@ -66,6 +66,8 @@ def test_again(place, monkeypatch, capsys, before, command, other):
     assert (status, "out: complete, nothing to do" in said) == (0, True), said
     status, said = run(f"{command} {other}")
     assert (status, "out already exists with other content" in said) == (2, True), said
+    if "training.seed" in other:
+        assert ".seed: 0 there, 1 here" in " ".join(said.split())
     assert files() == made
 
 

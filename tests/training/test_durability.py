@@ -26,7 +26,7 @@ from treering.training import Training, progress, train
 from treering.training import run as run_module
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.record import read_record, write_record
-from treering.training.unfinished import is_complete
+from treering.training.unfinished import first_difference, is_complete
 
 SETTINGS = Training(tokens=2048, batch_tokens=256, micro_batch_tokens=128, evaluations=2, checkpoint_steps=3)
 
@@ -192,6 +192,13 @@ def test_a_damaged_record_of_the_run_is_mended_from_its_copy(run, kept, parts, f
     assert f"{file} was damaged or missing; it was made again from its copy" in said
     assert "going on from step 6" in said
     assert same(kept, parts)
+
+
+def test_where_records_differ_is_told():
+    assert first_difference({"a": {"b": 1}, "c": [2]}, {"a": {"b": 1}, "c": [2]}) is None
+    assert first_difference({"a": {"b": 1}}, {"a": {"b": "\x1b"}}) == r'a.b: 1 there, "\u001b" here'
+    assert first_difference({"a": 1, "b": 2}, {"a": 1}) == "b: 2 there, null here"
+    assert first_difference({"a": 1}, {"a": 1, "b": None}) is None
 
 
 def test_a_directory_that_does_not_say_whose_it_is_is_left_alone(run, parts):

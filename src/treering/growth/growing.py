@@ -39,7 +39,7 @@ from treering.growth.stages import (
 )
 from treering.growth.surveying import survey
 from treering.growth.trainable import set_trainable, table_trains, turns_of, untie
-from treering.output import explain_full_disk, require_new, unfinished_of
+from treering.output import explain_full_disk, unfinished_of
 from treering.training import Training
 from treering.training.order import Reading, Text, reading_order
 from treering.training.processes import decided, processes, sole_writer
@@ -55,7 +55,7 @@ from treering.training.run import (
 from treering.training.settings import Keep
 from treering.training.status import Part
 from treering.training.trackers import require_trackers
-from treering.training.unfinished import claim, clean, was_made
+from treering.training.unfinished import claim, clean, require_new_run, was_made
 
 
 def grow(
@@ -111,7 +111,7 @@ def grow(
             clean(directory, place)
             console.print(f"{output}: complete, nothing to do", markup=False)
             return grown_of(output)
-        require_new(output)
+        require_new_run(output, finished(output), own)
         require_trackers(training.report_to)
         require_fit(model, corpus, tokenizer)
         placed, costs = survey(model, corpus, plan, training)

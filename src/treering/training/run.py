@@ -22,7 +22,7 @@ from treering import corpus as corpora
 from treering import tokenizer as tokenizers
 from treering.backbone import blocks, context_length, residual_outputs, standing, with_older_names
 from treering.errors import Interrupted, TreeringError
-from treering.output import explain_full_disk, require_new, staged_directory, unfinished_of
+from treering.output import explain_full_disk, staged_directory, unfinished_of
 from treering.publishing.card import write_card
 from treering.seal import seal
 from treering.training.announcing import Announcement
@@ -37,7 +37,7 @@ from treering.training.settings import Training
 from treering.training.status import Part
 from treering.training.trackers import require_trackers, trackers
 from treering.training.turns import ByTurns
-from treering.training.unfinished import checkpoints, claim, clean, intact_checkpoint, was_made
+from treering.training.unfinished import checkpoints, claim, clean, intact_checkpoint, require_new_run, was_made
 
 Moments = dict[str, dict[str, Tensor]]
 """By parameter's name, what the optimiser keeps of it (Adam: step, running mean and square of the gradient)."""
@@ -98,7 +98,7 @@ def train(
             clean(unfinished)
             console.print(f"{output}: complete, nothing to do", markup=False)
             return _result_of(output)
-        require_new(output)
+        require_new_run(output, _made(output), own)
         require_trackers(settings.report_to)
         require_fit(model, corpus, tokenizer)
         validation, bytes_per_token = validation_blocks(corpus, tokenizer)

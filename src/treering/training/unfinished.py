@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from treering.errors import TreeringError
-from treering.output import unfinished_of
+from treering.output import require_new, unfinished_of
+from treering.reading import printable
 from treering.seal import damage
 from treering.training.processes import decided, processes
 from treering.training.record import read_record, write_record
@@ -37,6 +38,34 @@ def was_made(
     return read_record(unfinished / file, console) == own if unfinished.exists() else bool(own["origin"])
 
 
+def require_new_run(output: Path, made: Mapping[str, Any] | None, run: Mapping[str, Any]) -> None:
+    """Check that nothing stands where a run shall leave its output.
+
+    Args:
+        made: what made what stands there, if it says so.
+
+    Raises:
+        TreeringError: something does; in what it was made otherwise is told.
+    """
+    if made is not None and (other := first_difference(made, as_json(run))):
+        raise TreeringError(
+            f"{output} already exists with other content, of another run ({other}). Choose another output, or remove "
+            "it; nothing was written."
+        )
+    require_new(output)
+
+
+def first_difference(made: Any, wanted: Any, name: str = "") -> str | None:
+    """Where two records differ first, as ``settings.tokens: 1000 there, 2000 here``; None if they do not."""
+    if isinstance(made, Mapping) and isinstance(wanted, Mapping):
+        names = dict.fromkeys([*made, *wanted])
+        found = (first_difference(made.get(key), wanted.get(key), f"{name}.{key}".strip(".")) for key in names)
+        return next(filter(None, found), None)
+    if made == wanted:
+        return None
+    return printable(f"{name}: {json.dumps(made)} there, {json.dumps(wanted)} here")
+
+
 def claim(unfinished: Path, file: str, run: Mapping[str, Any], console: Console) -> None:
     """Make the directory ``unfinished`` this run's own, by a ``file`` that says what the run is, or find that it is.
 
@@ -52,8 +81,8 @@ def claim(unfinished: Path, file: str, run: Mapping[str, Any], console: Console)
         content = [path for path in unfinished.glob("*") if not path.name.startswith(".")]
         if known != run and (known is not None or content):
             raise TreeringError(
-                f"{unfinished} holds an unfinished run of another recipe or another version of Treering (see {file} "
-                "there). Finish it with those, choose another output, or delete it."
+                f"{unfinished} holds an unfinished run of another recipe or another version of Treering"
+                f"{_told(known, run)} (see {file} there). Finish it with those, choose another output, or delete it."
             )
         unfinished.mkdir(parents=True, exist_ok=True)
         for leftover in unfinished.glob(".*.partial"):
@@ -62,6 +91,10 @@ def claim(unfinished: Path, file: str, run: Mapping[str, Any], console: Console)
             write_record(unfinished / file, run)
 
     decided(decide)
+
+
+def _told(known: Any, run: Mapping[str, Any]) -> str:
+    return f": {first_difference(known, run)}" if isinstance(known, Mapping) else ""
 
 
 def intact_checkpoint(unfinished: Path, console: Console) -> Path | None:
