@@ -279,7 +279,7 @@ def probability(logits: Tensor, reading: Reading) -> Joined:
 
 @register(
     "Bayesian mixture; with switch, fixed share (Herbster & Warmuth 1998); weights as in DEMix (Gururangan 2021) and "
-    "Branch-Train-Merge (Li 2022), here exact and per token",
+    "Branch-Train-Merge (Li 2022), here exact and per token; cache as Kuhn & De Mori 1990",
     needs=["logits", "evidence"],
 )
 def evidence(logits: Tensor, reading: Reading, *, switch: Share = 0.0, cache: Share = 0.0) -> Joined:
