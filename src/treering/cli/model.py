@@ -62,9 +62,11 @@ def merge(
     from treering.composition import load_model
     from treering.composition.adapters import merge as merge_into
     from treering.composition.joining import require_single
+    from treering.output import require_new
     from treering.tokenizer import load
 
     progress()
+    require_new(output)  # before a model is read for nothing
     merge_into(adapter, require_single(base, load_model(base)), load(base), output)
     results().print(f"{output}", highlight=False, markup=False)
 
