@@ -6,9 +6,16 @@ import pytest
 from treering.composition import DEFAULT_RULE, compose
 from treering.corpus import Corpus, Source, prepare
 from treering.errors import TreeringError
-from treering.evaluation import code_switched, composition_losses, document_losses, measure_forgetting, paired_change
+from treering.evaluation import (
+    code_switched,
+    composition_losses,
+    document_losses,
+    forgetting,
+    measure_forgetting,
+    paired_change,
+)
 
-RULES = ["mean", "evidence", "evidence:switch=0.1", "top_k", "gate"]
+RULES = ["mean", "evidence", "evidence:switch=0.1", "evidence:switch=0.1,cache=0.2", "top_k", "gate", "adapter"]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +42,13 @@ def test_one_pass_measures_what_each_model_measures_alone(experts, joined, token
         np.testing.assert_allclose(found[rule].nats, alone, rtol=1e-4)
     np.testing.assert_array_equal(found["oracle"].nats, np.minimum(found["a"].nats, found["b"].nats))
     assert str(joined.rule) == DEFAULT_RULE  # as it was before
+
+
+def test_how_many_positions_are_joined_at_once_changes_nothing(joined, tokenizer, texts, monkeypatch):
+    whole = composition_losses(joined, tokenizer, texts["a"], RULES)
+    monkeypatch.setattr(forgetting, "LOGITS_AT_ONCE", 2 * 4 * len(tokenizer) * 7)  # seven of two experts, four texts
+    for name, losses in composition_losses(joined, tokenizer, texts["a"], RULES).items():
+        np.testing.assert_allclose(losses.nats, whole[name].nats, rtol=1e-6)
 
 
 def test_differences_are_against_each_texts_own_expert(experts, joined, tokenizer, texts):
