@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.backbone import context_length
 from treering.errors import TreeringError
-from treering.evaluation.harness.tasks import inside, unavailable
+from treering.evaluation.harness.tasks import NORMAL_95, inside, unavailable
 from treering.reading import printable
 from treering.tokenizer import encode, separator
 
@@ -281,7 +281,7 @@ def _sit(
     written = _answers(model, tokenizer, [str(own.ask(rows[i])) for i in asked], [own.tokens(rows[i]) for i in asked])
     grades = {i: own.grade(rows[i], text) for i, text in zip(asked, written, strict=True)}
     means = [statistics.mean(grades[int(index)] or 0.0 for index in run) for run in drawn]
-    margin = 1.96 * statistics.stdev(means) / math.sqrt(runs) if runs > 1 else 0.0
+    margin = NORMAL_95 * statistics.stdev(means) / math.sqrt(runs) if runs > 1 else 0.0
     letters = own.chance is not None
     return PaperScore(
         model=name,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -129,16 +130,22 @@ def require_tasks(tasks: Sequence[str], data: str | os.PathLike[str] | None = No
 
 def _known(tasks: Sequence[str], data: str | os.PathLike[str] | None) -> tuple[list[str], Mapping[str, Path], Any]:
     """The tasks that are meant, the question sets on disk, and lm-eval's manager of tasks."""
-    lm_eval = require_lm_eval()
+    require_lm_eval()
     from treering.evaluation.harness import bigbench
 
     directory = Path(data) if data is not None else None
     if directory is not None and not directory.is_dir():
         raise TreeringError(f"{data} is no directory of data sets.")
     own = bigbench.question_sets(directory) if directory else {}
+    manager = _manager()
+    return _matching(tasks, own, manager.all_tasks), own, manager
+
+
+@cache
+def _manager() -> Any:
+    """lm-eval's and our small tasks by name, indexed once: that takes lm-eval six seconds."""
     with _quiet():
-        manager = lm_eval.tasks.TaskManager(include_path=Path(__file__).parent / "small")
-        return _matching(tasks, own, manager.all_tasks), own, manager
+        return require_lm_eval().tasks.TaskManager(include_path=Path(__file__).parent / "small")
 
 
 def too_few_questions(rows: Sequence[TaskScore]) -> str | None:
