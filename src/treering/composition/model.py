@@ -43,7 +43,7 @@ from treering.composition.layout import (
 )
 from treering.composition.parts import is_known
 from treering.composition.reader import Below, Reader, Stem, Substrate, Text, said
-from treering.composition.repeats import NOTHING
+from treering.composition.repeats import with_padding
 from treering.composition.rules import (
     Need,
     Reading,
@@ -307,7 +307,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
                 "likelihood": transcript.likelihood[..., changed:],
                 "state": transcript.evidence[..., changed - 1] if changed else None,
                 "kept": slice(kept.start + again, None) if isinstance(kept, slice) else kept + again,
-                "tokens": _with_padding(transcript.input_ids, text.attention_mask),
+                "tokens": with_padding(transcript.input_ids, text.attention_mask),
             }
         hidden = torch.cat(finals, -1) if "hidden" in chosen.needs else None
         reading = Reading(prior, hidden=hidden, fusion=self.fusion(), **seen)
@@ -460,11 +460,6 @@ def _among_new(logits_to_keep: int | Tensor, new: int) -> slice | Tensor:
     if isinstance(logits_to_keep, Tensor):
         return torch.arange(new, device=logits_to_keep.device)[logits_to_keep]
     return slice(max(0, new - logits_to_keep) if logits_to_keep else 0, None)
-
-
-def _with_padding(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Tokens [batch, position], with none where a mask says that there is padding."""
-    return tokens if attention_mask is None else tokens.masked_fill(attention_mask == 0, NOTHING)
 
 
 AutoModelForCausalLM.register(CompositionConfig, ComposedModel)

@@ -28,7 +28,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from treering.composition.repeats import NOTHING
+from treering.composition.repeats import with_padding
 from treering.composition.rules import (
     RULES,
     Reading,
@@ -227,7 +227,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             torch.cat(hidden, -1) if hidden else None,
             dict(self.fusion.items()),
             kept,
-            tokens if attention_mask is None else tokens.masked_fill(attention_mask == 0, NOTHING),
+            with_padding(tokens, attention_mask),
         )
         joined = self.rule(torch.stack(logits), reading)
         if heard is not None and joined.evidence is not None:

@@ -27,6 +27,11 @@ PAIRS_AT_ONCE = 2**21
 """Pairs of a position and an earlier place that are compared at once."""
 
 
+def with_padding(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Tokens [batch, position], with `NOTHING` where a mask [batch, position] says that there is padding."""
+    return tokens if attention_mask is None else tokens.masked_fill(attention_mask == 0, NOTHING)
+
+
 def repeats(tokens: Tensor, at: Tensor, vocabulary: int) -> Tensor:
     """Log-probabilities [batch, position, vocab] of the token that follows each position ``at``.
 
