@@ -51,7 +51,6 @@ def grow(
     from treering.growth.worth import worth_of_copied
     from treering.recipe import check_recipe, load_recipe
     from treering.report import as_png, loss_curves
-    from treering.substrate import require_substrate
 
     if json and not dry_run:
         raise TreeringError("--json is of the stages that --dry-run shows: give both.")
@@ -62,8 +61,6 @@ def grow(
         chosen = check_recipe(values, GrowthRecipe, "command line", set_ or ())
     else:
         chosen = load_recipe(recipe, GrowthRecipe, given, set_ or ())
-    if chosen.substrate:
-        require_substrate(chosen.substrate)
     found = begin(chosen)
     stages = as_plan(chosen.plan, len(blocks(found.model)))
     _, costs = survey(found.model, found.corpus, stages, chosen.training)

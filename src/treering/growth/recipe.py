@@ -104,8 +104,8 @@ class Branch(Schema):
         return plans.branch(depth, blocks, self.leave, self.head)
 
 
-BRANCH_TRAINING = {"warmup": 0.1, "keep": "best"}
-NEW_BLOCKS, COPIES = ({"learning_rate": 3e-3}, {"epochs": 2}), ({"learning_rate": 1e-3}, {"epochs": 1})
+NEW_BLOCKS = {"warmup": 0.1, "keep": "best", "learning_rate": 3e-3, "epochs": 2}
+COPIES = NEW_BLOCKS | {"learning_rate": 1e-3, "epochs": 1}
 """What the training of a branch is where its recipe does not say: of new blocks on top, and of copies of the model's
 own, which forget by a second pass what the first taught. Found by trying (docs/growth.md, docs/branches.md)."""
 
@@ -194,9 +194,10 @@ class GrowthRecipe(Schema):
         if not is_branch or not isinstance(training, dict):
             return values
         leaves = plan.leave if isinstance(plan, Branch) else isinstance(plan, dict) and plan.get("from", 0)
-        rate, length = COPIES if leaves else NEW_BLOCKS
-        length = {} if {"tokens", "epochs"} & training.keys() else length
-        return fields | {"training": BRANCH_TRAINING | rate | length | training}
+        usual = dict(COPIES if leaves else NEW_BLOCKS)
+        if "tokens" in training:
+            del usual["epochs"]
+        return fields | {"training": usual | training}
 
     @model_validator(mode="after")
     def _one_beginning(self) -> GrowthRecipe:
@@ -239,6 +240,8 @@ def begin(recipe: GrowthRecipe) -> Beginning:
     Raises:
         TreeringError: something is not there, is damaged, or does not fit.
     """
+    if recipe.substrate:
+        substrates.require_substrate(recipe.substrate)
     corpus = corpora.Corpus.load(recipe.data)
     tokenizer = load_tokenizer(recipe.substrate or recipe.model or "")
     origin: dict[str, Any] = {
