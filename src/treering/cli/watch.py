@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import count
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,23 +48,27 @@ def watch(
             shown = seen
 
 
-def _looks(directory: str, once: bool, every: float) -> Iterator[Seen]:
-    """What is seen of a run, once it is there, again and again until it has ended."""
+def _wait(directory: str, every: float) -> None:
+    """Wait for a run: one that has only just been begun has nothing on the disk while its libraries are imported."""
     from treering.cli.console import plain, progress
     from treering.training.status import NoRun, look
 
-    told = False
-    while True:  # whoever has just begun a run has nothing on the disk while its libraries are imported
+    for looks in count():
         try:
             look(directory)
-            break
+            return
         except NoRun:
-            if once:
-                raise
-            if not told:
+            if looks == 0:
                 progress().print(plain(f"waiting for a run at {directory}; Ctrl-C ends that"))
-            told = True
             time.sleep(every)
+
+
+def _looks(directory: str, once: bool, every: float) -> Iterator[Seen]:
+    """What is seen of a run, once it is there, again and again until it has ended."""
+    from treering.training.status import look
+
+    if not once:
+        _wait(directory, every)
     while (seen := look(directory)).state == "running" and not once:
         yield seen
         time.sleep(every)
