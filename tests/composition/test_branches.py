@@ -35,6 +35,7 @@ RULES = [
     "evidence",
     "evidence:switch=0.1",
     "evidence:cache=0.2",
+    "evidence:switch=0.1,together=0.1",
     "top_k",
     "top_k:k=2",
     "gate",

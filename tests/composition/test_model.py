@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from treering import substrate as substrates
 from treering.backbone import dock, embedding
 from treering.composition import ComposedModel, compose
+from treering.composition.together import RATE, SHARPEN
 from treering.errors import TreeringError
 
 EXPERTS = {"deep": (1, 3, "gpt_neox"), "shallow": (2, 1, "gpt_neox"), "llama": (3, 2, "llama")}
@@ -25,6 +26,8 @@ RULES = [
     "evidence:switch=0.1",
     "evidence:cache=0.2",
     "evidence:switch=0.1,cache=0.4",
+    "evidence:switch=0.1,together=0.2",
+    "evidence:together=0.1,cache=0.2",
     "top_k",
     "top_k:k=2",
     "top_k:k=2,switch=0.1",
@@ -76,18 +79,31 @@ def brute_force(experts, model, input_ids, counted):
     prior /= prior.sum()
     equal = torch.full_like(prior, 1 / len(prior))
     weights = prior.clone()
-    switch, share = float(options.get("switch", 0)), float(options.get("cache", 0))
+    switch, share, beside = (float(options.get(name, 0)) for name in ("switch", "cache", "together"))
     text, vocabulary = input_ids[0].tolist(), model.config.vocab_size
-    start = torch.tensor([1 - share, share], dtype=torch.float64)
-    together = start.clone()  # all experts, and what the text repeats of itself
+    probabilities = torch.stack(logs).exp()
+    start, half = torch.tensor([[1 - share, share], [0.5, 0.5]], dtype=torch.float64)
+    slow, halves, whole = prior.clone(), half.clone(), start.clone()
+
+    def spoken(said):
+        """The experts' mixture, their product, and both, each [vocab]."""
+        exponents = slow * (slow**2).sum() ** -SHARPEN
+        product = (said ** exponents[:, None]).prod(0)
+        product /= product.sum()
+        return weights @ said, product, halves[0] * (weights @ said) + halves[1] * product
+
     for position in range(1, input_ids.shape[1]):
-        weights *= torch.stack([log[position - 1, input_ids[0, position]].exp() for log in logs])
+        mixture, product, both = (own[text[position]] for own in spoken(probabilities[:, position - 1]))
+        foreseen = probabilities[:, position - 1, text[position]]
         if share:
-            again = counted(text[:position], vocabulary)[text[position]]
-            together *= torch.stack([weights.sum(), torch.tensor(again)])
-            together = (1 - share) * together / together.sum() + share * start
-        weights /= weights.sum()
-        weights = (1 - switch) * weights + switch * prior
+            again = torch.tensor(counted(text[:position], vocabulary)[text[position]])
+            whole *= torch.stack([both if beside else mixture, again])
+            whole = (1 - share) * whole / whole.sum() + share * start
+        if beside:
+            halves *= torch.stack([mixture, product])
+            halves = (1 - beside) * halves / halves.sum() + beside * half
+            slow = (1 - beside) * slow * foreseen**RATE / (slow @ foreseen**RATE) + beside * prior
+        weights = (1 - switch) * weights * foreseen / (weights @ foreseen) + switch * prior
     final = torch.cat([output.hidden_states[-1][0, -1] for output in outputs]).double()
     last = torch.stack([log[-1] for log in logs])
     if name == "top_k":
@@ -102,9 +118,10 @@ def brute_force(experts, model, input_ids, counted):
     weights = {"mean": equal, "probability": equal, "weighted": prior}.get(name, weights)
     if name == "mean" or options.get("pool") == "log":
         return (weights @ last).softmax(-1)
+    joined = spoken(probabilities[:, -1])[2 if beside else 0]
     if share:
-        return together[0] * (weights @ last.exp()) + together[1] * torch.tensor(counted(text, vocabulary)).double()
-    return weights @ last.exp()
+        return whole[0] * joined + whole[1] * torch.tensor(counted(text, vocabulary)).double()
+    return joined
 
 
 def brute_force_logits(experts, input_ids):
@@ -285,7 +302,7 @@ def test_experts_keep_their_own_configuration(experts, composed):
 def test_one_expert_with_itself_is_itself(experts, prompt):
     one = experts["deep"]
     with torch.no_grad():
-        for spec in (spec for spec in RULES if "cache" not in spec):
+        for spec in (spec for spec in RULES if "cache" not in spec and "together" not in spec):
             joined = compose({"a": one, "b": one}, spec)(prompt).logits
             torch.testing.assert_close(joined.softmax(-1), one(prompt).logits.softmax(-1))
 

@@ -28,6 +28,8 @@ RULES = [
     "evidence",
     "evidence:switch=0.01",
     "evidence:switch=0.01,cache=0.2",
+    "evidence:switch=0.01,together=0.1",
+    "evidence:together=0.1,cache=0.2",
     "top_k",
     "top_k:k=2,switch=0.1",
     "gate",

@@ -11,9 +11,19 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from treering.composition import RULES, Reading, rule
-from treering.composition.rules import LONG, adapter_start, gate_start, linear_pool, most_credible, posterior
+from treering.composition.pools import linear_pool
+from treering.composition.posterior import LONG, most_credible, posterior
+from treering.composition.rules import adapter_start, gate_start
+from treering.composition.together import RATE, SHARPEN
 
-SPECS = [*RULES, "weighted:pool=log", "evidence:switch=0.1", "top_k:k=2", "gate:pool=log,switch=0.1"]
+SPECS = [
+    *RULES,
+    "weighted:pool=log",
+    "evidence:switch=0.1",
+    "evidence:switch=0.1,together=0.2",
+    "top_k:k=2",
+    "gate:pool=log,switch=0.1",
+]
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 6), st.integers(2, 7))
 seeds = st.integers(0, 2**16)
 switches = st.sampled_from([0.0, 0.001, 0.1, 0.9])
@@ -37,6 +47,7 @@ def world(shape, seed):
             "adapter": torch.randn(vocab, experts * D, **random),
         },
         tokens=tokens,
+        said=lambda part: logits[:, :, part],
     )
     return logits, reading, tokens
 
@@ -47,6 +58,7 @@ def permuted(logits, reading, order):
     columns = [e * D + d for e in order for d in range(D)]
     gate = reading.fusion["gate"][order][:, [*columns, *(experts * D + e for e in order), experts * (D + 1)]]
     return logits[order], Reading(
+        said=lambda part: logits[order][:, :, part],
         prior=reading.prior[order],
         likelihood=reading.likelihood[order],
         hidden=reading.hidden[..., columns],
@@ -81,7 +93,10 @@ def test_rules_do_not_care_for_the_order_of_experts(spec, shape, seed, data):
     torch.testing.assert_close(joined.weights.exp()[order], again.weights.exp())
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "adapter" and not spec.startswith("gate:pool=log")])
+SHARPENING = ("adapter", "gate:pool=log,switch=0.1", "evidence:switch=0.1,together=0.2")
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec not in SHARPENING])
 @given(shapes, seeds)
 def test_one_expert_joined_with_itself_is_itself(spec, shape, seed):
     logits, reading, _ = world(shape, seed)
@@ -157,14 +172,63 @@ def test_a_cache_costs_at_most_what_it_says(shape, seed, switch, share):
     assert cached.evidence.shape[0] == shape[0] + 2
 
 
-@given(shapes, seeds, st.integers(1, 5))
-def test_a_cache_goes_on_from_its_state(shape, seed, at):
+@given(shapes, seeds, switches, st.sampled_from([0.01, 0.2, 0.9]))
+def test_speaking_together_costs_at_most_what_it_says(shape, seed, switch, share):
     logits, reading, tokens = world(shape, seed)
-    joining, at = rule("evidence:switch=0.1,cache=0.2"), min(at, shape[2] - 1)
+    plain, both = (rule(f"evidence:switch={switch}{more}")(logits, reading) for more in ("", f",together={share}"))
+    bound = math.log(2) - (shape[2] - 2) * math.log(1 - share / 2)
+    for row in range(shape[1] if shape[2] > 1 else 0):
+        without = surprise(plain.logits[row].log_softmax(-1), tokens[row])
+        assert surprise(both.logits[row].log_softmax(-1), tokens[row]) <= without + bound + 1e-9
+    torch.testing.assert_close(both.weights.exp().sum(0), torch.ones(shape[1:3], dtype=torch.float64))
+    assert both.evidence.shape[0] == 2 * shape[0] + 3
+
+
+@given(shapes, seeds, switches, st.sampled_from([0.01, 0.2]))
+def test_together_is_the_mixture_mixed_with_the_sharpened_product(shape, seed, switch, share):
+    """Token by token, in plain numbers."""
+    logits, reading, tokens = world(shape, seed)
+    found = rule(f"evidence:switch={switch},together={share}")(logits, reading)
+    prior, said = reading.prior.exp(), logits.softmax(-1)
+    for row in range(shape[1]):
+        fast, slow, sources = prior, prior, torch.tensor([0.5, 0.5], dtype=torch.float64)
+        for at in range(shape[2]):
+            if at:
+                own = said[:, row, at - 1, tokens[row, at]]
+                told = torch.stack([mixture[tokens[row, at]], product[tokens[row, at]]])
+                fast, slow = fast * own / (fast @ own), slow * own**RATE / (slow @ own**RATE)
+                fast, slow = (1 - switch) * fast + switch * prior, (1 - share) * slow + share * prior
+                sources = (1 - share) * sources * told / (sources @ told) + share / 2
+            mixture = fast @ said[:, row, at]
+            exponents = slow * (slow**2).sum() ** -SHARPEN
+            product = (said[:, row, at] ** exponents[:, None]).prod(0)
+            product = product / product.sum()
+            torch.testing.assert_close(
+                found.logits[row, at].softmax(-1), sources[0] * mixture + sources[1] * product, rtol=1e-8, atol=1e-12
+            )
+            torch.testing.assert_close(found.weights[:, row, at].exp(), sources[0] * fast + sources[1] * slow)
+
+
+def test_experts_that_rule_each_other_out_speak_by_the_mixture_alone():
+    never = -math.inf
+    logits = torch.tensor([[0.0, 0.0, never, never], [never, never, 0.0, 1.0]], dtype=torch.float64)
+    logits = logits[:, None, None].expand(2, 1, 3, 4)
+    said = torch.tensor([[[0.0, math.log(0.5), never]], [[0.0, never, never]]], dtype=torch.float64)
+    reading = Reading(torch.tensor([0.5, 0.5]).double().log(), said, said=lambda part: logits[:, :, part])
+    plain, both = (rule(f"evidence:switch=0.1{more}")(logits, reading) for more in ("", ",together=0.1"))
+    torch.testing.assert_close(both.logits.softmax(-1), plain.logits.softmax(-1))
+    assert both.evidence[-2:].isfinite().all()
+
+
+@given(shapes, seeds, st.integers(1, 5), st.sampled_from(["cache=0.2", "together=0.2", "together=0.1,cache=0.2"]))
+def test_what_is_beside_evidence_goes_on_from_its_state(shape, seed, at, beside):
+    logits, reading, tokens = world(shape, seed)
+    joining, at = rule(f"evidence:switch=0.1,{beside}"), min(at, shape[2] - 1)
     whole = joining(logits, reading)
     state = None
     for part in (slice(0, at), slice(at, None)) if at else ():
         own = replace(reading, likelihood=reading.likelihood[..., part], state=state, tokens=tokens[:, : part.stop])
+        own = replace(own, said=lambda some, own=logits[:, :, part]: own[:, :, some])
         joined = joining(logits[:, :, part], own)
         state = joined.evidence[..., -1]
         torch.testing.assert_close(joined.logits.softmax(-1), whole.logits[:, part].softmax(-1), rtol=1e-5, atol=1e-7)

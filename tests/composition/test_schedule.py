@@ -14,7 +14,7 @@ from treering.composition import compose, transcript
 from treering.errors import TreeringError
 
 VOCABULARY = 60
-WEIGHING = ["evidence", "evidence:switch=0.1", "evidence:switch=0.1,cache=0.2", "top_k", "top_k:k=2", "gate"]
+WEIGHING = ["evidence", "evidence:switch=0.1", "evidence:switch=0.1,together=0.1,cache=0.2", "top_k", "top_k:k=2", "gate"]
 
 
 def small(seed, family="gpt_neox", context=128, **changes):

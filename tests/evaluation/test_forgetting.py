@@ -15,7 +15,7 @@ from treering.evaluation import (
     paired_change,
 )
 
-RULES = ["mean", "evidence", "evidence:switch=0.1", "evidence:switch=0.1,cache=0.2", "top_k", "gate", "adapter"]
+RULES = ["mean", "evidence", "evidence:switch=0.1", "evidence:switch=0.1,together=0.1,cache=0.2", "top_k", "gate", "adapter"]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from treering.composition.caches import views
 from treering.composition.model import ComposedModel
-from treering.composition.rules import log_likelihood, posterior
+from treering.composition.pools import log_likelihood
+from treering.composition.posterior import posterior
 from treering.errors import TreeringError
 
 
@@ -26,10 +27,10 @@ def require_drawable(model: PreTrainedModel) -> ComposedModel:
     """
     if not isinstance(model, ComposedModel):
         raise TreeringError("Only a composition has experts to draw one from; this is a single model.")
-    if model.rule.name != "evidence" or model.rule.parameters.get("cache"):
+    if model.rule.name != "evidence" or any(model.rule.parameters.get(also) for also in ("together", "cache")):
         raise TreeringError(
             "An expert can be drawn for a whole answer where experts are joined by evidence (with or without switch, "
-            f"without a cache), not by {model.rule}."
+            f"and nothing beside it), not by {model.rule}."
         )
     return model
 
@@ -52,7 +53,7 @@ def draw(
 
     So one may draw i from ``w`` once and leave all others asleep: an exact sample of the composition. With ``switch`` =
     α the mixture is that of a source which after each token, with probability α, goes on with an expert drawn from the
-    prior (see ``rules.posterior``): one draws how long an expert goes on, then the next, which first reads what it
+    prior (see ``posterior``): one draws how long an expert goes on, then the next, which first reads what it
     missed.
 
     This holds for sampling from the whole distribution. It does not hold where something is done to the mixture of each

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from treering.backbone import context_length
 from treering.composition.model import ComposedModel
-from treering.composition.rules import Reading, Rule, posterior
+from treering.composition.posterior import posterior
+from treering.composition.rules import Reading, Rule
 from treering.composition.specs import rule
 from treering.corpus import Window, windows
 from treering.errors import TreeringError

@@ -42,16 +42,10 @@ from treering.composition.layout import (
     write_shard,
 )
 from treering.composition.parts import is_known
+from treering.composition.posterior import log_prior
 from treering.composition.reader import Below, Reader, Stem, Substrate, Text, said
 from treering.composition.repeats import with_padding
-from treering.composition.rules import (
-    Need,
-    Reading,
-    Rule,
-    adapter_start,
-    gate_start,
-    log_prior,
-)
+from treering.composition.rules import Need, Reading, Rule, adapter_start, gate_start
 from treering.composition.saving import precision, require_plain, require_size, stored
 from treering.composition.schedule import read_on
 from treering.composition.specs import rule
@@ -301,17 +295,20 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             seen: dict[str, Any] = {}
         else:
             begin = transcript.get_seq_length()
-            logits, finals, changed = read_on(readers, transcript, text, chosen, prior, kept)
+            logits, finals, wholes, changed = read_on(readers, transcript, text, chosen, prior, kept)
             again = begin - changed
             seen = {
                 "likelihood": transcript.likelihood[..., changed:],
                 "state": transcript.evidence[..., changed - 1] if changed else None,
                 "kept": slice(kept.start + again, None) if isinstance(kept, slice) else kept + again,
                 "tokens": with_padding(transcript.input_ids, text.attention_mask),
+                "said": lambda part: torch.stack(said(readers, [whole[:, part] for whole in wholes])),
             }
+            if isinstance(kept, slice) and kept.start == 0:
+                seen["said"] = lambda part: joint[:, :, part]
         hidden = torch.cat(finals, -1) if "hidden" in chosen.needs else None
-        reading = Reading(prior, hidden=hidden, fusion=self.fusion(), **seen)
-        return torch.stack(logits) if logits else None, reading
+        joint = torch.stack(logits) if logits else None
+        return joint, Reading(prior, hidden=hidden, fusion=self.fusion(), **seen)
 
     def _readers(self, cache: Cache | None, chosen: Rule) -> tuple[Transcript | None, list[Reader]]:
         """The transcript, if the rule needs one, and the experts, each with its foothold and its part of the cache."""

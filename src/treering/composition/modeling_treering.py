@@ -28,16 +28,10 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from treering.composition.pools import log_likelihood
+from treering.composition.posterior import log_prior
 from treering.composition.repeats import with_padding
-from treering.composition.rules import (
-    RULES,
-    Reading,
-    Rule,
-    adapter_start,
-    gate_start,
-    log_likelihood,
-    log_prior,
-)
+from treering.composition.rules import RULES, Reading, Rule, adapter_start, gate_start
 from treering.composition.tree import Place, Record, Trunk, tree
 
 PARTS = {"gpt_neox": ("layers", "final_layer_norm"), "falcon": ("h", "ln_f")}
@@ -210,7 +204,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         before = heard if begin else None
         tokens = input_ids if before is None else torch.cat([before.tokens, input_ids], 1)
         text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        logits, last, likelihood, hidden = [], [], [], []
+        logits, last, likelihood, hidden, everywhere = [], [], [], [], []
         for number, (model, cache) in enumerate(zip(self.models.values(), caches, strict=True)):
             said, states = self._read(model, **text, past_key_values=cache, use_cache=cache is not None)
             logits.append(said[:, kept])
@@ -218,6 +212,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             if states is not None:
                 hidden.append(states[:, kept])
             if "evidence" in self.rule.needs:
+                everywhere.append(said)
                 own = foreseen(said, None if before is None else before.logits[number], input_ids)
                 likelihood.append(torch.where(predicted, own, 0.0))
         reading = Reading(
@@ -228,6 +223,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             dict(self.fusion.items()),
             kept,
             with_padding(tokens, attention_mask),
+            lambda part: torch.stack([said[:, part] for said in everywhere]),
         )
         joined = self.rule(torch.stack(logits), reading)
         if heard is not None and joined.evidence is not None:

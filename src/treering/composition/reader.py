@@ -12,7 +12,7 @@ from transformers import Cache, PreTrainedModel
 
 from treering import backbone
 from treering.composition.parts import is_known
-from treering.composition.rules import log_likelihood
+from treering.composition.pools import log_likelihood
 from treering.composition.states import States
 from treering.errors import TreeringError
 

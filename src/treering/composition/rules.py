@@ -10,23 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from treering.composition.pools import POOLS, Pool, linear_pool, log_pool
+from treering.composition.posterior import log_prior, most_credible, posterior
 from treering.composition.repeats import repeated, repeats
+from treering.composition.together import RATE, Said, exponents, levels, weighed
 
-Pool = Literal["linear", "log"]
 Need = Literal["logits", "evidence", "hidden"]
 Share = Annotated[float, {"ge": 0, "lt": 1}]
 Count = Annotated[int, {"ge": 1}]
 """A number with its limits; who reads a rule's name checks them (``treering.composition.specs``)."""
-
-LONG, STRETCH = 128, 32
-"""Tokens from which on evidence with ``switch`` is taken in stretches, and the tokens of one."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,13 @@ class Reading:
         likelihood: log-probability that each expert gave to the token at each position, given all before it [expert,
             batch, position]; 0 where nothing was to be predicted (a text's first token, padding). Of what follows, a
             rule may ask for as much as it ``needs`` (see `register`).
-        state: log-weights after everything that was read before this stretch [expert, batch], as `Joined.evidence` has
-            them; None at a beginning.
+        state: what `Joined.evidence` was after everything that was read before this stretch [row, batch], or more rows;
+            None at a beginning.
         hidden: final hidden states of all experts, one after the other [batch, position, sum of widths].
         fusion: what was fitted on top of the experts, by name.
         kept: the positions that ``logits`` and ``hidden`` are given for.
         tokens: of the text from its beginning to the end of this stretch [batch, position of the text]; -1 for padding.
+        said: the logits [expert, batch, position, vocab] of some of the stretch's positions, whichever are kept.
     """
 
     prior: Tensor
@@ -53,6 +51,7 @@ class Reading:
     fusion: Mapping[str, Tensor] = field(default_factory=dict)
     kept: slice | Tensor = field(default_factory=lambda: slice(None))
     tokens: Tensor | None = None
+    said: Said | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,9 @@ class Joined:
         logits: of the composition, [batch, position, vocab]; their softmax is its distribution.
         weights: log-weight of each expert at those positions [expert, batch, position], and after the experts' that of
             the ``cache`` where there is one.
-        evidence: log-weights after each position of the reading [expert, batch, position], whose last is the next
-            reading's ``state``; None for rules that need no evidence. With a ``cache`` two more rows: of all experts
-            together, and of it.
+        evidence: what has been learnt from the text after each position of the reading [row, batch, position], whose
+            last is the next reading's ``state``: log-weights of the experts, and whatever else a rule goes on with (at
+            most `most_rows`); None for rules that need no evidence.
     """
 
     logits: Tensor
@@ -110,138 +109,9 @@ def register(source: str, needs: Sequence[Need] = ("logits",)) -> Callable[..., 
     return known
 
 
-def posterior(likelihood: Tensor, prior: Tensor, state: Tensor | None = None, switch: float = 0.0) -> Tensor:
-    """Log-weights of the experts after each token [expert, batch, position]: how much the text so far speaks for each.
-
-    Without ``switch`` the exact posterior, ``w_i ∝ prior_i · p_i(text so far)``. The mixture with these weights loses
-    at most ``ln 1/prior_i`` nats more than expert i on any text, however long: its probability of the text is
-    ``Σ_i prior_i p_i(text) ≥ prior_i p_i(text)``.
-
-    With ``switch`` = α, *fixed share to the start vector*: after each token ``w ← (1 − α)·w + α·prior``, the posterior
-    of a source that at every token, with probability α, changes to an expert drawn from the prior. On any text of T
-    tokens it loses, against the best division into k + 1 stretches each with an expert of its own, at most
-
-        ln 1/prior(first) + Σ_switches ln 1/(α·prior(new)) + (T − 1 − k)·ln 1/(1 − α)   nats,
-
-    the negative log of the weight that this source gives to the sequence of experts (Herbster & Warmuth 1998, *Tracking
-    the best expert*; with the start vector, Bousquet & Warmuth 2002, *Tracking a small set of experts by mixing past
-    posteriors*).
-
-    An expert that gave a token probability 0 is out, without ``switch`` for good. A token that had probability 0 for
-    all who were not out says nothing about who is right: the weights stay what they were before it.
-
-    The sums are made in float64, whatever precision is given and returned: in float32 their rounding alone takes the
-    loss of a text of 32,768 tokens 0.01 nats above the bound.
-
-    Args:
-        likelihood: [expert, batch, position], see `Reading`.
-        prior: [expert], normalised, in logs.
-        state: [expert, batch], to go on from.
-    """
-    said, start = _exact(likelihood), _exact(prior)[:, None]
-    before = start.expand(said.shape[:2]) if state is None else _exact(state)
-    if switch == 0:
-        joint = before[..., None] + said.cumsum(-1)
-        if not joint.isneginf().all(0).any():
-            return joint.log_softmax(0).to(likelihood)
-    if switch == 0 or said.shape[-1] < LONG or not before.isneginf().eq(start.isneginf()).all():
-        return _after_each(said, before, start, switch).to(likelihood)
-    stretches = F.pad(said, (0, -said.shape[-1] % STRETCH)).unflatten(-1, (-1, STRETCH))
-    firsts = _before_each(stretches, before, start, switch)
-    track = _after_each(stretches, firsts, start[..., None], switch)
-    return track.flatten(-2)[..., : said.shape[-1]].to(likelihood)
-
-
-def _after_each(said: Tensor, before: Tensor, start: Tensor, switch: float) -> Tensor:
-    """The weights of `posterior` after each token, one token after the other.
-
-    Args:
-        said: log-probabilities of the tokens [expert, …, position].
-        before: log-weights before the first [expert, …].
-        start: those that a switch draws from, with as many dimensions as ``before``.
-    """
-    weights = []
-    for token in said.unbind(-1):
-        joint = before + token
-        before = torch.where(joint.isneginf().all(0), before, joint).log_softmax(0)
-        if switch:
-            before = torch.logaddexp(before + math.log1p(-switch), start + math.log(switch))
-        weights.append(before)
-    return torch.stack(weights, -1)
-
-
-def _before_each(stretches: Tensor, before: Tensor, start: Tensor, switch: float) -> Tensor:
-    """The weights of `posterior` before each stretch [expert, batch, stretch], of which all are read at once.
-
-    Not normalised, the weights after a token are linear in those before it. So what a stretch makes of any weights is
-    the sum of what it makes of each expert alone.
-
-    Args:
-        stretches: log-probabilities of a text's tokens [expert, batch, stretch, position].
-        before: log-weights before the first [expert, batch]; those are out that ``start`` [expert, 1] leaves out.
-    """
-    impossible = stretches.masked_fill(start.isneginf()[..., None, None], -math.inf).isneginf().all(0)
-    experts, shape = len(start), stretches.shape[1:-1]
-    made = torch.eye(experts).to(stretches).log()[..., None, None].expand(-1, -1, *shape)  # [expert, from expert, …]
-    drawn = (start + math.log(switch))[..., None, None]
-    for token in stretches.masked_fill(impossible, 0.0).unbind(-1):
-        joint = made + token[:, None]
-        made = torch.logaddexp(joint + math.log1p(-switch), joint.logsumexp(0) + drawn)
-    firsts = [before]
-    for stretch in made.unbind(-1)[:-1]:
-        firsts.append((stretch + firsts[-1]).logsumexp(1).log_softmax(0))
-    return torch.stack(firsts, -1)
-
-
-def log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities […] of ``tokens`` […] under ``logits`` […, vocab], precise enough to be summed over a book."""
-    largest = logits.amax(-1, keepdim=True).detach()
-    level = (logits - largest).exp_().sum(-1, dtype=precise(logits.device)).log() + largest[..., 0]
-    return logits.gather(-1, tokens[..., None])[..., 0] - level
-
-
-@lru_cache
-def log_prior(weights: tuple[float, ...], device: torch.device) -> Tensor:
-    """Normalised logs of relative weights; kept, since every decoding step asks for them."""
-    with torch.inference_mode(False):
-        given = torch.tensor(weights, device=device, dtype=precise(device))
-        return (given / given.sum()).log()
-
-
-def precise(device: torch.device) -> torch.dtype:
-    """What evidence is kept in on a device: float64; float32 on Apple's MPS, which has no other."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _exact(values: Tensor) -> Tensor:
-    """In float64, and where the device has none on the CPU."""
-    device = values.device if precise(values.device) is torch.float64 else "cpu"
-    return values.to(device, torch.float64)
-
-
-def most_credible(weights: Tensor, k: int) -> Tensor:
-    """Which experts [expert, …] are among the k of largest weight; of equals at the border, all."""
-    return weights >= weights.topk(min(k, len(weights)), dim=0).values[-1:]
-
-
-def linear_pool(logits: Tensor, weights: Tensor) -> Tensor:
-    """Logits of the mixture ``Σ_i w_i p_i`` [batch, position, vocab]; weights in logs.
-
-    They have the level of the most credible expert's: where it is sure to be right they are its own, bit for bit. (The
-    level of log-probabilities would round every token of a long text, and all that rounding adds up.)
-    """
-    level = logits.logsumexp(-1)
-    level = level - level.gather(0, weights.argmax(0, keepdim=True))
-    return (logits + (weights.to(logits) - level)[..., None]).logsumexp(0)
-
-
-def log_pool(logits: Tensor, weights: Tensor) -> Tensor:
-    """Logits of the normalised product ``Π_i p_i^{w_i}`` [batch, position, vocab]; weights in logs."""
-    exponents = weights[..., None].exp().to(logits)
-    return torch.where(exponents > 0, logits * exponents, 0.0).sum(0)  # of a token ruled out, 0 · −inf is 0 too
-
-
-POOLS: dict[Pool, Callable[[Tensor, Tensor], Tensor]] = {"linear": linear_pool, "log": log_pool}
+def most_rows(experts: int) -> int:
+    """Of `Joined.evidence`, for so many experts."""
+    return 2 * experts + 5
 
 
 def _constant(weights: Tensor, logits: Tensor) -> Tensor:
@@ -282,17 +152,28 @@ def probability(logits: Tensor, reading: Reading) -> Joined:
     "Branch-Train-Merge (Li 2022), here exact and per token; cache as Kuhn & De Mori 1990",
     needs=["logits", "evidence"],
 )
-def evidence(logits: Tensor, reading: Reading, *, switch: Share = 0.0, cache: Share = 0.0) -> Joined:
+def evidence(
+    logits: Tensor, reading: Reading, *, switch: Share = 0.0, together: Share = 0.0, cache: Share = 0.0
+) -> Joined:
     """A mixture weighted by the experts' posterior given the text so far; see `posterior` for what it promises.
 
-    With ``cache`` = α, mixed once more with what the text repeats of itself (see ``repeats``): two sources, the experts
-    together with a prior of 1 − α and the text's own repetitions with α, by `posterior` with ``switch`` = α. On any
-    text of T tokens that is at most ``−ln(1 − α) − (T − 1)·ln(1 − α²)`` nats more than without a cache.
+    What else could be said is mixed with it by `posterior`, too, as two sources of which each may take over:
+
+    - With ``together`` = α, a product of the experts that do nearly as well as the best (see ``together``), both with a
+      prior of 1/2 and a ``switch`` of α. On any text of T tokens that is at most ``ln 2 − (T − 1)·ln(1 − α/2)`` nats
+      more than without.
+    - With ``cache`` = α, what the text repeats of itself (see ``repeats``), with a prior and a ``switch`` of α: at most
+      ``−ln(1 − α) − (T − 1)·ln(1 − α²)`` nats more than without.
     """
     track = _track(reading, switch)
     weights = track[..., reading.kept]
     joined = Joined(linear_pool(logits, weights), weights, track)
-    return _with_cache(joined, reading, cache) if cache else joined
+    if not together and not cache:
+        return joined
+    likelihood = (_before(track, _start(reading)) + _said(reading)).logsumexp(0)
+    if together:
+        joined, likelihood = _with_product(joined, likelihood, logits, reading, together)
+    return _with_cache(joined, likelihood, reading, cache) if cache else joined
 
 
 @register("sparse posterior, as Branch-Train-Merge (Li 2022) and c-BTM (Gururangan 2023)", needs=["logits", "evidence"])
@@ -353,21 +234,63 @@ def adapter_start(heads: Sequence[Tensor]) -> Tensor:
 
 
 def _track(reading: Reading, switch: float) -> Tensor:
+    return posterior(_said(reading), reading.prior, _state(reading, 0, len(reading.prior)), switch)
+
+
+def _said(reading: Reading) -> Tensor:
     assert reading.likelihood is not None
-    state = None if reading.state is None else reading.state[: len(reading.prior)]
-    return posterior(reading.likelihood, reading.prior, state, switch)
+    return reading.likelihood
 
 
-def _with_cache(joined: Joined, reading: Reading, share: float) -> Joined:
+def _state(reading: Reading, first: int, count: int) -> Tensor | None:
+    """So many rows of what was learnt before this stretch [row, batch]."""
+    return None if reading.state is None else reading.state[first : first + count]
+
+
+def _start(reading: Reading, first: int = 0) -> Tensor:
+    """The experts' log-weights [expert, batch] before this stretch, from the rows that begin with ``first``."""
+    state = _state(reading, first, len(reading.prior))
+    return reading.prior[:, None].expand(_said(reading).shape[:2]) if state is None else state
+
+
+def _before(track: Tensor, start: Tensor) -> Tensor:
+    """What was known before each token […, position], from what is known after each, and at the start […]."""
+    return torch.cat([start.to(track)[..., None], track[..., :-1]], -1)
+
+
+def _with_product(
+    joined: Joined, likelihood: Tensor, logits: Tensor, reading: Reading, share: float
+) -> tuple[Joined, Tensor]:
+    """The experts' mixture, mixed with their product; and what both together gave the tokens [batch, position].
+
+    Learnt are, beside the evidence: the slow evidence [expert], the level of the product at the next token, and how far
+    mixture and product are believed [2].
+    """
+    said, track, count = _said(reading), joined.evidence, len(reading.prior)
+    assert track is not None and reading.said is not None
+    slow = posterior(RATE * said, reading.prior, _state(reading, count, count), share)
+    powers, known = exponents(slow), _state(reading, 2 * count, 1)
+    level = levels(reading.said, powers, logits.shape[-1]).to(track)
+    level_before = _before(level, level.new_zeros(len(level)) if known is None else known[0])
+    product = weighed(exponents(_before(slow, _start(reading, count))), said) - level_before
+    nothing = (said == 0).all(0) | level_before.isneginf()
+    sources = torch.stack([likelihood, torch.where(nothing, likelihood, product)])
+    both, together = _either(sources, (0.5, 0.5), _state(reading, 2 * count + 1, 2), share)
+    weights, impossible = both[..., reading.kept], level[..., reading.kept].isneginf()[..., None]
+    # Where each expert rules out what the others allow there is no product: the mixture speaks for both.
+    spoken = torch.where(impossible, joined.logits, log_pool(logits, powers[..., reading.kept]))
+    pooled = linear_pool(torch.stack([joined.logits, spoken]), weights)
+    credited = torch.logaddexp(joined.weights + weights[0], slow[..., reading.kept] + weights[1])
+    return Joined(pooled, credited, torch.cat([track, slow, level[None], both])), together
+
+
+def _with_cache(joined: Joined, likelihood: Tensor, reading: Reading, share: float) -> Joined:
     """What experts say together, mixed with what the text repeats of itself; see `evidence`."""
-    tokens, likelihood, track, experts = reading.tokens, reading.likelihood, joined.evidence, len(reading.prior)
-    assert tokens is not None and likelihood is not None and track is not None
+    tokens, track = reading.tokens, joined.evidence
+    assert tokens is not None and track is not None
     first, vocabulary = tokens.shape[1] - likelihood.shape[-1], joined.logits.shape[-1]
-    start = reading.prior[:, None].expand(track.shape[:2]) if reading.state is None else reading.state[:experts]
-    before = torch.cat([start.to(track)[..., None], track[..., :-1]], -1)
-    said = torch.stack([(before + likelihood).logsumexp(0), repeated(tokens, first, vocabulary).to(likelihood)])
-    prior = log_prior((1 - share, share), tokens.device)
-    both = posterior(said, prior, None if reading.state is None else reading.state[experts:], share)
+    sources = torch.stack([likelihood, repeated(tokens, first, vocabulary).to(likelihood)])
+    both, _ = _either(sources, (1 - share, share), _state(reading, len(track), 2), share)
     weights = both[..., reading.kept]
     at = torch.arange(first, tokens.shape[1], device=tokens.device)[reading.kept]
     own = repeats(tokens, at, vocabulary).to(joined.logits)
@@ -376,3 +299,18 @@ def _with_cache(joined: Joined, reading: Reading, share: float) -> Joined:
         torch.cat([joined.weights + weights[:1], weights[1:]]),
         torch.cat([track, both]),
     )
+
+
+def _either(
+    sources: Tensor, prior: tuple[float, float], state: Tensor | None, share: float
+) -> tuple[Tensor, Tensor]:
+    """The log-weights of two sources after each token [2, batch, position], and what both together gave it.
+
+    Args:
+        sources: log-probability that each gave the tokens [2, batch, position].
+        state: those weights before the first [2, batch]; None at a beginning.
+    """
+    given = log_prior(prior, sources.device)
+    weights = posterior(sources, given, state, share)
+    start = given[:, None].expand(sources.shape[:2]) if state is None else state
+    return weights, (_before(weights, start) + sources).logsumexp(0)

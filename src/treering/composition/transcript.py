@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from treering.composition.rules import precise
+from treering.composition.posterior import precise
+from treering.composition.rules import most_rows
 
 REMEMBERED = 32
 """Positions at which an expert's logits are kept until the next call: more than assisted decoding guesses at once, and
@@ -22,8 +23,8 @@ class Transcript(DynamicLayer):
     search, several samples of one prompt, assisted decoding) carries the evidence along.
 
     ``keys`` are the token IDs [batch, 1, position, 1], ``values`` the experts' log-likelihoods and what a rule's
-    evidence was [batch, 1, position, 2 · expert + 2] (see ``rules.Joined``), as precise as the device can
-    (``rules.precise``).
+    evidence was [batch, 1, position, expert + row] (see ``rules.Joined``), as precise as the device can
+    (``posterior.precise``).
 
     Attributes:
         pending: for each expert, its logits [batch, position, vocab] after the last tokens that it read, at most
@@ -43,7 +44,8 @@ class Transcript(DynamicLayer):
     def append(self, input_ids: Tensor) -> None:
         """Add tokens [batch, position] that no expert has read yet."""
         device = input_ids.device
-        blank = torch.zeros(*input_ids.shape, 2 * self.experts + 2, device=device, dtype=precise(device))
+        kept = self.experts + most_rows(self.experts)
+        blank = torch.zeros(*input_ids.shape, kept, device=device, dtype=precise(device))
         self.update(input_ids[:, None, :, None], blank[:, None])
 
     @property
@@ -60,7 +62,7 @@ class Transcript(DynamicLayer):
 
     @property
     def evidence(self) -> Tensor:
-        """A view [expert + 2, batch, position] to read and write: ``rules.Joined.evidence`` after each token."""
+        """A view [row, batch, position] to read and write: ``rules.Joined.evidence`` after each token."""
         assert self.values is not None
         return self.values[:, 0, :, self.experts :].movedim(-1, 0)
 

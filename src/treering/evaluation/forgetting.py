@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import TypedDict
 
@@ -13,15 +13,10 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from treering.composition import ComposedModel, Reading, Rule, require_fitted, rule
+from treering.composition import ComposedModel, require_fitted, rule
 from treering.corpus import load_held_out
 from treering.errors import TreeringError
-from treering.evaluation.bits import (
-    LOGITS_AT_ONCE,
-    DocumentLosses,
-    losses_by,
-    paired_change,
-)
+from treering.evaluation.bits import DocumentLosses, losses_by, paired_change
 from treering.evaluation.table import Row, row
 from treering.training.loss import log_likelihood
 
@@ -69,23 +64,12 @@ def composition_losses(
 
     def surprise(inputs: Tensor, targets: Tensor) -> Tensor:
         logits, reading = model.read(inputs, hidden=hidden)
-        joined = [_joined(each, logits, reading, targets) for each in chosen]
+        joined = [log_likelihood(each(logits, reading).logits, targets) for each in chosen]
         return -torch.stack([*log_likelihood(logits, targets), *joined])
 
     measured = losses_by(surprise, model, tokenizer, texts)
     best = np.min([losses.nats for losses in measured[: len(names)]], axis=0)
     return dict(zip([*names, *rules], measured, strict=True)) | {ORACLE: DocumentLosses(best, measured[0].bytes)}
-
-
-def _joined(joining: Rule, logits: Tensor, reading: Reading, targets: Tensor) -> Tensor:
-    """Log-probabilities [batch, position] that a rule gives, some positions at a time: its mixtures are large."""
-    at_once = max(1, LOGITS_AT_ONCE // logits[:, :, 0].numel())
-    likelihood = []
-    for begin in range(0, targets.shape[1], at_once):
-        kept = slice(begin, begin + at_once)
-        own = replace(reading, kept=kept, hidden=None if reading.hidden is None else reading.hidden[:, kept])
-        likelihood.append(log_likelihood(joining(logits[:, :, kept], own).logits, targets[:, kept]))
-    return torch.cat(likelihood, 1)
 
 
 @dataclass(frozen=True)
