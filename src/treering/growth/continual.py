@@ -13,7 +13,6 @@ import json
 import math
 import os
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering import backbone
 from treering import corpus as corpora
@@ -36,10 +35,11 @@ from treering.composition import compose, fit, load_model
 from treering.errors import TreeringError
 from treering.evaluation import DocumentLosses, document_losses, held_out_texts
 from treering.evaluation.continual import Matrix, average, backward_transfer, forgetting, resampled_averages
+from treering.evaluation.search import rates
+from treering.evaluation.timing import milliseconds
 from treering.growth.cost import shape_of
 from treering.growth.plan import Lora, Plan, Stage
 from treering.growth.recipe import Beginning, Branch, GrowthRecipe, begin, grow_recipe
-from treering.growth.search import rates
 from treering.output import locked, write_file
 from treering.recipe import Schema, Seed
 from treering.tokenizer import load as load_tokenizer
@@ -433,7 +433,7 @@ class _Study:
         path = self.output / "measured" / f"{method}.ms.json"
         if not path.exists():
             _, make = self.speaker(method, order, len(order), order[0], rate, seed)
-            write_file(path, json.dumps(_milliseconds(make())))
+            write_file(path, json.dumps(milliseconds(make())))
         return float(json.loads(path.read_text()))
 
     def _key(self, unit: Unit, tasks: Sequence[str], rate: float, seed: int) -> str:
@@ -457,18 +457,6 @@ def averaged(base: PreTrainedModel, models: Sequence[PreTrainedModel], by_ties: 
 
 def _merged(changes: list[Tensor], weights: Tensor, by_ties: bool) -> Tensor:
     return ties(changes, weights * len(changes), DENSITY) if by_ties else task_arithmetic(changes, weights)
-
-
-@torch.inference_mode()
-def _milliseconds(model: PreTrainedModel, steps: int = 16) -> float:
-    cache, times = DynamicCache(), []
-    tokens = torch.zeros(1, 32, dtype=torch.long, device=model.device)
-    for _ in range(steps + 4):
-        begun = time.perf_counter()
-        model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        times.append(1000 * (time.perf_counter() - begun))
-        tokens = tokens[:, -1:]
-    return statistics.median(times[4:])
 
 
 def as_continual_table(found: Sequence[Result]) -> Table:
