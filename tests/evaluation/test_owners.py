@@ -76,7 +76,7 @@ def test_the_shared_topics_are_as_near_to_the_overlap_as_the_order_allows(sizes,
 @given(KIND, MEMBERS)
 def test_owners_of_one_kind_differ_by_no_more_than_the_largest_topic(own, members):
     owners = owner_of({"ru": own}, members, 0)
-    held, topics = Counter({owner: 0 for owner in range(members)}), Counter()
+    held, topics = Counter(dict.fromkeys(range(members), 0)), Counter()
     for page, size in own.items():
         held[owners[page]] += size
         topics[topic_of(page)] += size

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -35,16 +34,15 @@ from treering.composition import compose, fit, load_model
 from treering.errors import TreeringError
 from treering.evaluation import DocumentLosses, document_losses, held_out_texts
 from treering.evaluation.continual import Matrix, average, backward_transfer, forgetting, resampled_averages
-from treering.evaluation.search import rates
+from treering.evaluation.search import best_rate
 from treering.evaluation.timing import milliseconds
 from treering.growth.cost import shape_of
 from treering.growth.plan import Lora, Plan, Stage
 from treering.growth.recipe import Beginning, Branch, GrowthRecipe, begin, grow_recipe
-from treering.output import locked, write_file
+from treering.output import locked, require_common, write_file
 from treering.recipe import Schema, Seed
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Training
-from treering.training.divergence import Divergence
 from treering.training.run import weights_digest
 from treering.training.unfinished import is_complete
 
@@ -197,15 +195,7 @@ class _Study:
             "training": recipe.training.model_dump(mode="json", exclude={"learning_rate", "seed"}),
             "documents": recipe.documents,
         }
-        path = self.output / "study.json"
-        if not path.exists():
-            self.output.mkdir(parents=True, exist_ok=True)
-            write_file(path, json.dumps(own, indent=1))
-        elif others := [name for name, value in json.loads(path.read_text()).items() if own.get(name) != value]:
-            raise TreeringError(
-                f"{self.output} holds runs with another {others[0]} than the recipe's. Choose another output, or "
-                "remove it."
-            )
+        require_common(self.output / "study.json", own)
 
     def results(self) -> list[Result]:
         """Every method's, in the recipe's order."""
@@ -274,21 +264,13 @@ class _Study:
         """
         order, seed = self.recipe.all_orders[0], self.recipe.seeds[0]
         tasks = sorted(self.recipe.tasks) if unit == "joint" else order if unit in ON_AND_ON else order[:1]
-        reached: dict[float, float] = {}
-        for rate in rates(self.recipe.rates, reached):
+
+        def bits(rate: float) -> float:
             key, make = f"apart-{self._key(unit, tasks, rate, seed)}", partial(self.trained, unit, tasks, rate, seed)
-            try:
-                losses = [self.losses(key, make, task, self.apart) for task in tasks]
-                reached[rate] = statistics.mean(own.score().bits_per_byte for own in losses)
-            except Divergence as error:
-                self.console.print(f"  {str(error).partition('. ')[0]}: it counts as infinitely bad", markup=False)
-                reached[rate] = math.inf
-        if math.isinf(min(reached.values())):
-            raise TreeringError(f"Whatever rate was tried for {unit}, it diverged. Give lower rates.")
-        best = min(reached, key=reached.__getitem__)
-        told = ", ".join(f"{rate:g}: {bits:.3f}" for rate, bits in reached.items())
-        self.console.print(f"  {unit}: rate {best:g} of {told}", highlight=False)
-        return best
+            losses = [self.losses(key, make, task, self.apart) for task in tasks]
+            return statistics.mean(own.score().bits_per_byte for own in losses)
+
+        return best_rate(unit, self.recipe.rates, bits, self.console)
 
     def rows(self, method: Method, order: Sequence[str], rate: float, seed: int) -> list[dict[str, DocumentLosses]]:
         """Losses on every task before the first and after each arrival."""
