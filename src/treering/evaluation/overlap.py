@@ -148,7 +148,7 @@ class _Study:
             "substrate": self.substrate.fingerprint,
             "kinds": self.owned.digests(list(recipe.kinds)),
             "outside": self.owned.digests(list(recipe.outside)),
-            "backbone": asdict(self.shape),
+            "backbone": {name: getattr(self.shape, name) for name in ("layers", "heads", "context")},
             "training": recipe.training.model_dump(mode="json", exclude={"learning_rate", "seed"}),
             **{name: getattr(recipe, name) for name in ("validation", "calibration", "documents")},
         }

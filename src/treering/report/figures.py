@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#2f6f4f", "#b5532d", "#3b5b92", "#8a6d1f", "#7a4b8c", "#4d4d4d", "#2a9d9d", "#c43b6b", "#6b8e23", "#a0a0a0")
-MARKS = ("o", "s", "^", "D", "v")
 
 
 def blank(width: float, height: float) -> Figure:
@@ -106,37 +105,41 @@ def arrivals(matrices: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
 
 
 def overlaps(texts: Mapping[str, Mapping[tuple[str, int], Mapping[float | None, float]]]) -> Figure:
-    """Gain over the best member against overlap: a panel for each text, a colour for each rule, a mark for each number.
+    """Gain over the best member against overlap, a line for each number of members: texts across, rules down.
+
+    Each rule has a scale of its own: some lose by far more than others gain.
 
     Args:
         texts: by text, by rule and members of a kind, the gain at each overlap (0.01: one percent fewer bits per byte);
             a single member has no overlap, and is drawn as a level.
     """
-    across = min(3, len(texts))
-    down = -(-len(texts) // across)
-    figure = blank(2.8 * across + 0.4, 2.4 * down + 0.9)
     rules = list(dict.fromkeys(rule for lines in texts.values() for rule, _ in lines))
-    numbers = sorted({members for lines in texts.values() for _, members in lines})
-    panels = figure.subplots(down, across, squeeze=False, sharex=True).flat
-    for axes, (text, lines) in zip(panels, texts.items(), strict=False):
-        axes.axhline(0, color="#888888", linewidth=0.8)
+    figure = blank(0.8 + 2.1 * len(texts), 1.0 + 1.9 * len(rules))
+    panels = figure.subplots(len(rules), len(texts), squeeze=False, sharex=True, sharey="row")
+    labelled: dict[str, Any] = {}
+    for across, (text, lines) in enumerate(texts.items()):
+        numbers = list(dict.fromkeys(members for _, members in lines))
         for (rule, members), gains in lines.items():
-            style = {"color": COLOURS[rules.index(rule) % len(COLOURS)], "label": f"{members} × {rule}"}
+            axes, colour = panels[rules.index(rule)][across], COLOURS[numbers.index(members) % len(COLOURS)]
             if None in gains:
-                axes.axhline(100 * gains[None], linestyle=":", linewidth=1.2, **style)
+                line = axes.axhline(100 * gains[None], color=colour, linestyle="--", linewidth=1.2)
             else:
                 points = sorted((100 * at, 100 * gain) for at, gain in gains.items() if at is not None)
-                mark = MARKS[numbers.index(members) % len(MARKS)]
-                axes.plot(*zip(*points, strict=True), f"{mark}-", markersize=4, linewidth=1.2, **style)
-        axes.set_title(text, fontsize=9, fontweight="bold")
-        axes.grid(alpha=0.25, linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-    for empty in panels:
-        empty.set_visible(False)
+                (line,) = axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3.5, linewidth=1.2)
+            labelled.setdefault(f"{members} of each kind", line)
+        panels[0][across].set_title(text, fontsize=9, fontweight="bold")
+    for rule, row in zip(rules, panels, strict=True):
+        row[0].set_ylabel(rule, fontsize=9)
+        for axes in row:
+            axes.axhline(0, color="#888888", linewidth=0.8, zorder=0)
+            axes.grid(alpha=0.25, linewidth=0.5)
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("topics shared, % of the bytes", fontsize=9)
     figure.supylabel("fewer bits per byte than the best member, %", fontsize=9)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=min(3, len(numbers)), loc="outside lower center")
+    figure.legend(
+        labelled.values(), labelled, frameon=False, fontsize=8, ncols=len(labelled), loc="outside upper right"
+    )
     return figure
 
 
