@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -234,6 +236,21 @@ def write_file(path: str | os.PathLike[str], content: str | bytes, synced: bool 
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def require_common(path: Path, own: Mapping[str, Any]) -> None:
+    """Note in a file what all that is made beside it has in common, or find that it is the same.
+
+    Raises:
+        TreeringError: what is there has something else in common; it is named.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(own, indent=1))
+    elif others := [name for name, value in json.loads(path.read_text()).items() if own.get(name) != value]:
+        raise TreeringError(
+            f"{path.parent} holds runs with another {others[0]} than the recipe's. Choose another output, or remove it."
+        )
 
 
 def link_or_copy(source: Path, target: Path) -> None:

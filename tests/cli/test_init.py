@@ -7,6 +7,7 @@ import pytest
 from treering.cli import main
 from treering.cli.init import commented_recipes
 from treering.errors import TreeringError
+from treering.evaluation.overlap import OverlapRecipe
 from treering.growth import GrowthRecipe
 from treering.growth.continual import ContinualRecipe
 from treering.growth.study import StudyRecipe
@@ -19,6 +20,7 @@ SCHEMAS = {
     "branch.yaml": (GrowthRecipe, ["model=m", "data=d", "output=o"]),
     "study.yaml": (StudyRecipe, ["tokenizer=t", "data=d", "output=o"]),
     "continual.yaml": (ContinualRecipe, ["output=o"]),
+    "overlap.yaml": (OverlapRecipe, ["output=o"]),
 }
 
 

@@ -22,6 +22,7 @@ from treering.cli.console import caution, progress
 from treering.cli.main import app
 from treering.composition import DEFAULT_RULE, RULES, compose_directories
 from treering.corpus.preparation import CorpusRecipe
+from treering.evaluation.overlap import OverlapRecipe
 from treering.growth import PLANS, GrowthRecipe
 from treering.growth.continual import ContinualRecipe
 from treering.growth.study import StudyRecipe
@@ -64,6 +65,7 @@ def joined(tokenizer, expert, tmp_path_factory):
         "grow branch --model m --data d -o o",
         "study growth recipe.yaml",
         "study continual recipe.yaml",
+        "study composition recipe.yaml",
         "data prepare --recipe recipe.yaml",
         "data prepare x.txt -t t -o o",
     ],
@@ -145,6 +147,7 @@ def test_every_group_has_an_example_of_one_of_its_commands():
         (("grow",), GrowthRecipe),
         (("study", "growth"), StudyRecipe),
         (("study", "continual"), ContinualRecipe),
+        (("study", "composition"), OverlapRecipe),
         (("data", "prepare"), CorpusRecipe),
     ],
 )

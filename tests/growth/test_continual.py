@@ -19,7 +19,7 @@ from treering.cli.main import app
 from treering.composition import compose
 from treering.corpus import Source, prepare
 from treering.errors import TreeringError
-from treering.evaluation import document_losses, held_out_texts
+from treering.evaluation import document_losses, held_out_texts, search
 from treering.growth import continual as module
 from treering.growth.continual import ContinualRecipe, Method, averaged, continual
 
@@ -30,7 +30,7 @@ TASKS = ("ru", "zh", "en")
 def as_given():
     """The rates of the recipe alone, and none beyond their ends."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "rates", lambda values, tried: values)
+        patch.setattr(search, "rates", lambda values, tried: values)
         yield
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from treering.report import as_png_url, as_svg, heat_map, loss_curves, render, scores
+from treering.report import as_png_url, as_svg, heat_map, loss_curves, overlaps, render, scores
 
 HISTORY = [
     {"loss": 5.0, "bits_per_byte": 2.5, "tokens": 1000},
@@ -33,6 +33,16 @@ def test_a_value_stands_in_its_bar_and_no_line_before_it():
     values = [text for text in figure.axes[0].texts if text.get_text() == "2.00"]
     assert len(values) == len(ROWS)
     assert all(text.xy[0] == 0 and text.get_color() == "white" for text in values)
+
+
+def test_gains_are_drawn_against_overlap_with_texts_across_and_rules_down():
+    lines = {("evidence", 1): {None: 0.01}, ("evidence", 2): {1: 0.03, 0: 0.02}, ("mean", 2): {0: -0.5, 1: -0.4}}
+    figure = overlaps({"ru": lines, "zh": lines})
+    assert [axes.get_title() for axes in figure.axes] == ["ru", "zh", "", ""]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["evidence", "", "mean", ""]
+    drawn = [[list(line.get_ydata()) for line in axes.lines] for axes in figure.axes]
+    assert drawn == [[[1, 1], [2, 3], [0, 0]]] * 2 + [[[-50, -40], [0, 0]]] * 2
+    assert [text.get_text() for text in figure.legends[0].texts] == ["1 of each kind", "2 of each kind"]
 
 
 def test_an_embedded_figure_has_no_ground_and_no_ink_of_its_own():

@@ -28,6 +28,7 @@ def _set(example: str) -> Any:
 
 SetOfRun = Annotated[list[str] | None, _set("training.learning_rate=1e-3")]
 SetOfStudy = Annotated[list[str] | None, _set("training.epochs=2 or seeds.0=7")]
+SetOfOverlap = Annotated[list[str] | None, _set("training.tokens=500_000 or seeds.0=7")]
 SetOfCorpus = Annotated[list[str] | None, _set("block_size=256")]
 
 

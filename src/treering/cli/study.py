@@ -24,6 +24,39 @@ def study() -> None:
 
 
 @app.command()
+def composition(
+    recipe: Annotated[
+        Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/overlap.yaml")
+    ],
+    output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
+    set_: arguments.SetOfOverlap = None,
+    json: Annotated[bool, typer.Option("--json", help="the rows as JSON instead of a table")] = False,
+) -> None:
+    """Owners of one kind of text who share topics, joined by every rule, against one model on all their texts.
+
+    Example: treering study composition recipes/overlap.yaml --set kinds.fi=fi.jsonl --set seeds=[0] -o composition
+    """
+    from dataclasses import asdict
+
+    from rich import print_json
+
+    from treering.cli.console import print_table, progress, results
+    from treering.evaluation.gains import as_gains_table, lines
+    from treering.evaluation.overlap import OverlapRecipe, overlap
+    from treering.output import write_file
+    from treering.recipe import load_recipe
+    from treering.report import as_png, overlaps
+
+    chosen = load_recipe(recipe, OverlapRecipe, {"output": output}, set_ or ())
+    found = overlap(chosen, progress())
+    write_file(Path(chosen.output) / "composition.png", as_png(overlaps(lines(found))))
+    if json:
+        print_json(data=asdict(found))
+    else:
+        print_table(results(), as_gains_table(found))
+
+
+@app.command()
 def continual(
     recipe: Annotated[
         Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/continual.yaml")

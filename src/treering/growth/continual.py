@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering import backbone
 from treering import corpus as corpora
@@ -36,15 +34,15 @@ from treering.composition import compose, fit, load_model
 from treering.errors import TreeringError
 from treering.evaluation import DocumentLosses, document_losses, held_out_texts
 from treering.evaluation.continual import Matrix, average, backward_transfer, forgetting, resampled_averages
+from treering.evaluation.search import best_rate
+from treering.evaluation.timing import milliseconds
 from treering.growth.cost import shape_of
 from treering.growth.plan import Lora, Plan, Stage
 from treering.growth.recipe import Beginning, Branch, GrowthRecipe, begin, grow_recipe
-from treering.growth.search import rates
-from treering.output import locked, write_file
+from treering.output import locked, require_common, write_file
 from treering.recipe import Schema, Seed
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Training
-from treering.training.divergence import Divergence
 from treering.training.run import weights_digest
 from treering.training.unfinished import is_complete
 
@@ -197,15 +195,7 @@ class _Study:
             "training": recipe.training.model_dump(mode="json", exclude={"learning_rate", "seed"}),
             "documents": recipe.documents,
         }
-        path = self.output / "study.json"
-        if not path.exists():
-            self.output.mkdir(parents=True, exist_ok=True)
-            write_file(path, json.dumps(own, indent=1))
-        elif others := [name for name, value in json.loads(path.read_text()).items() if own.get(name) != value]:
-            raise TreeringError(
-                f"{self.output} holds runs with another {others[0]} than the recipe's. Choose another output, or "
-                "remove it."
-            )
+        require_common(self.output / "study.json", own)
 
     def results(self) -> list[Result]:
         """Every method's, in the recipe's order."""
@@ -274,21 +264,13 @@ class _Study:
         """
         order, seed = self.recipe.all_orders[0], self.recipe.seeds[0]
         tasks = sorted(self.recipe.tasks) if unit == "joint" else order if unit in ON_AND_ON else order[:1]
-        reached: dict[float, float] = {}
-        for rate in rates(self.recipe.rates, reached):
+
+        def bits(rate: float) -> float:
             key, make = f"apart-{self._key(unit, tasks, rate, seed)}", partial(self.trained, unit, tasks, rate, seed)
-            try:
-                losses = [self.losses(key, make, task, self.apart) for task in tasks]
-                reached[rate] = statistics.mean(own.score().bits_per_byte for own in losses)
-            except Divergence as error:
-                self.console.print(f"  {str(error).partition('. ')[0]}: it counts as infinitely bad", markup=False)
-                reached[rate] = math.inf
-        if math.isinf(min(reached.values())):
-            raise TreeringError(f"Whatever rate was tried for {unit}, it diverged. Give lower rates.")
-        best = min(reached, key=reached.__getitem__)
-        told = ", ".join(f"{rate:g}: {bits:.3f}" for rate, bits in reached.items())
-        self.console.print(f"  {unit}: rate {best:g} of {told}", highlight=False)
-        return best
+            losses = [self.losses(key, make, task, self.apart) for task in tasks]
+            return statistics.mean(own.score().bits_per_byte for own in losses)
+
+        return best_rate(unit, self.recipe.rates, bits, self.console)
 
     def rows(self, method: Method, order: Sequence[str], rate: float, seed: int) -> list[dict[str, DocumentLosses]]:
         """Losses on every task before the first and after each arrival."""
@@ -433,7 +415,7 @@ class _Study:
         path = self.output / "measured" / f"{method}.ms.json"
         if not path.exists():
             _, make = self.speaker(method, order, len(order), order[0], rate, seed)
-            write_file(path, json.dumps(_milliseconds(make())))
+            write_file(path, json.dumps(milliseconds(make())))
         return float(json.loads(path.read_text()))
 
     def _key(self, unit: Unit, tasks: Sequence[str], rate: float, seed: int) -> str:
@@ -457,18 +439,6 @@ def averaged(base: PreTrainedModel, models: Sequence[PreTrainedModel], by_ties: 
 
 def _merged(changes: list[Tensor], weights: Tensor, by_ties: bool) -> Tensor:
     return ties(changes, weights * len(changes), DENSITY) if by_ties else task_arithmetic(changes, weights)
-
-
-@torch.inference_mode()
-def _milliseconds(model: PreTrainedModel, steps: int = 16) -> float:
-    cache, times = DynamicCache(), []
-    tokens = torch.zeros(1, 32, dtype=torch.long, device=model.device)
-    for _ in range(steps + 4):
-        begun = time.perf_counter()
-        model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        times.append(1000 * (time.perf_counter() - begun))
-        tokens = tokens[:, -1:]
-    return statistics.median(times[4:])
 
 
 def as_continual_table(found: Sequence[Result]) -> Table:

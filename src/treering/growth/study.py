@@ -24,13 +24,13 @@ from treering.backbone import gpt_neox
 from treering.composition import load_model
 from treering.errors import TreeringError
 from treering.evaluation import Ability, abilities, held_out_texts
+from treering.evaluation.search import rates
 from treering.growth import plans
 from treering.growth.cost import Shape, StageCost, count, shape_of
 from treering.growth.outcome import Outcome, outcomes
 from treering.growth.plan import Plan, steps
 from treering.growth.prefix import Prefix
 from treering.growth.recipe import PLANS, GrowthRecipe, PlanField, as_plan, begin, grow_recipe
-from treering.growth.search import rates
 from treering.output import locked, staged_directory, unfinished_of, write_file
 from treering.recipe import Schema, Seed
 from treering.substrate.substrate import Kind

@@ -104,6 +104,45 @@ def arrivals(matrices: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
     return figure
 
 
+def overlaps(texts: Mapping[str, Mapping[tuple[str, int], Mapping[float | None, float]]]) -> Figure:
+    """Gain over the best member against overlap, a line for each number of members: texts across, rules down.
+
+    Each rule has a scale of its own: some lose by far more than others gain.
+
+    Args:
+        texts: by text, by rule and members of a kind, the gain at each overlap (0.01: one percent fewer bits per byte);
+            a single member has no overlap, and is drawn as a level.
+    """
+    rules = list(dict.fromkeys(rule for lines in texts.values() for rule, _ in lines))
+    figure = blank(0.8 + 2.1 * len(texts), 1.0 + 1.9 * len(rules))
+    panels = figure.subplots(len(rules), len(texts), squeeze=False, sharex=True, sharey="row")
+    labelled: dict[str, Any] = {}
+    for across, (text, lines) in enumerate(texts.items()):
+        numbers = list(dict.fromkeys(members for _, members in lines))
+        for (rule, members), gains in lines.items():
+            axes, colour = panels[rules.index(rule)][across], COLOURS[numbers.index(members) % len(COLOURS)]
+            if None in gains:
+                line = axes.axhline(100 * gains[None], color=colour, linestyle="--", linewidth=1.2)
+            else:
+                points = sorted((100 * at, 100 * gain) for at, gain in gains.items() if at is not None)
+                (line,) = axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3.5, linewidth=1.2)
+            labelled.setdefault(f"{members} of each kind", line)
+        panels[0][across].set_title(text, fontsize=9, fontweight="bold")
+    for rule, row in zip(rules, panels, strict=True):
+        row[0].set_ylabel(rule, fontsize=9)
+        for axes in row:
+            axes.axhline(0, color="#888888", linewidth=0.8, zorder=0)
+            axes.grid(alpha=0.25, linewidth=0.5)
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("topics shared, % of the bytes", fontsize=9)
+    figure.supylabel("fewer bits per byte than the best member, %", fontsize=9)
+    figure.legend(
+        labelled.values(), labelled, frameon=False, fontsize=8, ncols=len(labelled), loc="outside upper right"
+    )
+    return figure
+
+
 def heat_map(models: Sequence[str], subjects: Sequence[str], cells: Sequence[Sequence[tuple[float, float]]]) -> Figure:
     """Models down, subjects across, as the paper prints its results; each value stands in its cell.
 

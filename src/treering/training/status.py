@@ -19,7 +19,7 @@ from treering.recipe import Schema
 STATUS, MOST_BYTES = "status.json", 2**14
 """The file in ``OUTPUT.unfinished``, and its largest size."""
 
-RECORDS = ("training.json", "growth.json", "study.json", "continual.json", "results.json")
+RECORDS = ("training.json", "growth.json", "study.json", "continual.json", "composition.json", "results.json")
 """Files of which a finished output has one: of a run, a study, a demo."""
 
 MOST_RUNS = 10_000

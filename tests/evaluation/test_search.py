@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from treering.growth.search import rates
+from treering.evaluation.search import rates
 
 
 def look(values, reached):
