@@ -36,7 +36,11 @@ def prose(page: Path) -> str:
     """The paragraphs of a page, a line each."""
     if page.suffix == ".gz":
         lines = gzip.decompress(page.read_bytes()).decode("utf-8", "replace").split("\n")
-        kept = [re.sub(r"\\f.|\\&|\\\(..|\\[|e]", "", line.replace("\\-", "-")) for line in lines if line and line[0] not in ".'"]
+        kept = [
+            re.sub(r"\\f.|\\&|\\\(..|\\[|e]", "", line.replace("\\-", "-"))
+            for line in lines
+            if line and line[0] not in ".'"
+        ]
         found = [line.strip() for line in kept]
     else:
         body = page.read_text("utf-8", "replace")

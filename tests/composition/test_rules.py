@@ -192,6 +192,7 @@ def test_together_is_the_mixture_mixed_with_the_sharpened_product(shape, seed, s
     prior, said = reading.prior.exp(), logits.softmax(-1)
     for row in range(shape[1]):
         fast, slow, sources = prior, prior, torch.tensor([0.5, 0.5], dtype=torch.float64)
+        mixture = product = torch.zeros(shape[3])
         for at in range(shape[2]):
             if at:
                 own = said[:, row, at - 1, tokens[row, at]]

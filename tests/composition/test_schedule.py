@@ -14,7 +14,8 @@ from treering.composition import compose, transcript
 from treering.errors import TreeringError
 
 VOCABULARY = 60
-WEIGHING = ["evidence", "evidence:switch=0.1", "evidence:switch=0.1,together=0.1,cache=0.2", "top_k", "top_k:k=2", "gate"]
+BESIDE = "evidence:switch=0.1,together=0.1,cache=0.2"
+WEIGHING = ["evidence", "evidence:switch=0.1", BESIDE, "top_k", "top_k:k=2", "gate"]
 
 
 def small(seed, family="gpt_neox", context=128, **changes):
@@ -170,3 +171,12 @@ def test_the_gradient_is_that_of_the_rule_written_down(pair, spec):
     for own, (_, expert) in zip(found, model.named_experts(), strict=True):
         torch.testing.assert_close(own, head(expert).weight.grad, rtol=1e-3, atol=1e-6)
     assert embedding(pair["a"]).weight.grad is None
+
+
+@pytest.mark.parametrize("first", ["evidence", "top_k", "evidence:switch=0.1,cache=0.2"])
+def test_what_was_not_learnt_from_a_text_cannot_go_on(pair, first):
+    cache, ids, model = DynamicCache(), torch.arange(5, 12)[None], joined(pair, first)
+    with torch.no_grad():
+        model(ids[:, :4], past_key_values=cache)
+        with pytest.raises(TreeringError, match="begun by another rule"):
+            model.use(BESIDE)(ids[:, 4:], past_key_values=cache)

@@ -3,19 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from treering.composition import DEFAULT_RULE, compose
+from treering.composition import DEFAULT_RULE, compose, pools, together
 from treering.corpus import Corpus, Source, prepare
 from treering.errors import TreeringError
 from treering.evaluation import (
     code_switched,
     composition_losses,
     document_losses,
-    forgetting,
     measure_forgetting,
     paired_change,
 )
 
-RULES = ["mean", "evidence", "evidence:switch=0.1", "evidence:switch=0.1,together=0.1,cache=0.2", "top_k", "gate", "adapter"]
+BESIDE = "evidence:switch=0.1,together=0.1,cache=0.2"
+RULES = ["mean", "evidence", "evidence:switch=0.1", BESIDE, "top_k", "gate", "adapter"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,8 @@ def test_one_pass_measures_what_each_model_measures_alone(experts, joined, token
 
 def test_how_many_positions_are_joined_at_once_changes_nothing(joined, tokenizer, texts, monkeypatch):
     whole = composition_losses(joined, tokenizer, texts["a"], RULES)
-    monkeypatch.setattr(forgetting, "LOGITS_AT_ONCE", 2 * 4 * len(tokenizer) * 7)  # seven of two experts, four texts
+    for module, name in ((pools, "POOLED_AT_ONCE"), (together, "LEVELLED_AT_ONCE")):
+        monkeypatch.setattr(module, name, 2 * 4 * len(tokenizer) * 7)  # seven of two experts, four texts
     for name, losses in composition_losses(joined, tokenizer, texts["a"], RULES).items():
         np.testing.assert_allclose(losses.nats, whole[name].nats, rtol=1e-6)
 

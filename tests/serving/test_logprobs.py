@@ -22,7 +22,15 @@ from treering.serving.logprobs import Spelling
 from treering.serving.served import Served
 
 PROMPT = "To open this dialog, выберите 菜单 🙂"
-RULES = ["mean", "weighted", "probability", "evidence", "evidence:switch=0.1,together=0.1,cache=0.2", "top_k", "top_k:k=2"]
+RULES = [
+    "mean",
+    "weighted",
+    "probability",
+    "evidence",
+    "evidence:switch=0.1,together=0.1,cache=0.2",
+    "top_k",
+    "top_k:k=2",
+]
 CLOSE = {"rel": 1e-4, "abs": 1e-4}
 
 

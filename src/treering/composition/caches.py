@@ -66,12 +66,17 @@ def views(
     if cache is None:
         transcript = Transcript(len(experts)) if evidence else None
         return Views(transcript, dict.fromkeys(trunks), dict.fromkeys(experts), {})
-    if cache.get_seq_length() == 0:
+    begins = cache.get_seq_length() == 0
+    if begins:
         lay_out(cache, trunks, experts, chosen)
     left: list[Any] = list(cache.layers)
     transcript = left.pop(0) if isinstance(left[0], Transcript) else None
+    beside = {name for name in ("together", "cache") if chosen.parameters.get(name)}
+    if transcript is not None and begins:
+        transcript.learns = beside
     kept = any(isinstance(layer, States) for layer in left)
-    if evidence != (transcript is not None) or kept != (_sleeps(chosen) and bool(trunks)):
+    known = transcript is not None and beside <= transcript.learns
+    if evidence != known or kept != (_sleeps(chosen) and bool(trunks)):
         raise TreeringError(f"This cache was begun by another rule than {chosen}: begin a new one.")
     found = Views(transcript, {}, {}, {})
     for key, config in trunks.items():

@@ -302,12 +302,12 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
                 "state": transcript.evidence[..., changed - 1] if changed else None,
                 "kept": slice(kept.start + again, None) if isinstance(kept, slice) else kept + again,
                 "tokens": with_padding(transcript.input_ids, text.attention_mask),
-                "said": lambda part: torch.stack(said(readers, [whole[:, part] for whole in wholes])),
+                "said": lambda part: torch.stack(said(readers, [own[:, part] for own in wholes])),
             }
-            if isinstance(kept, slice) and kept.start == 0:
-                seen["said"] = lambda part: joint[:, :, part]
         hidden = torch.cat(finals, -1) if "hidden" in chosen.needs else None
-        joint = torch.stack(logits) if logits else None
+        joint: Any = torch.stack(logits) if logits else None
+        if transcript is not None and isinstance(kept, slice) and kept.start == 0:
+            seen["said"] = lambda part: joint[:, :, part]
         return joint, Reading(prior, hidden=hidden, fusion=self.fusion(), **seen)
 
     def _readers(self, cache: Cache | None, chosen: Rule) -> tuple[Transcript | None, list[Reader]]:

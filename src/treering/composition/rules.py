@@ -301,9 +301,7 @@ def _with_cache(joined: Joined, likelihood: Tensor, reading: Reading, share: flo
     )
 
 
-def _either(
-    sources: Tensor, prior: tuple[float, float], state: Tensor | None, share: float
-) -> tuple[Tensor, Tensor]:
+def _either(sources: Tensor, prior: tuple[float, float], state: Tensor | None, share: float) -> tuple[Tensor, Tensor]:
     """The log-weights of two sources after each token [2, batch, position], and what both together gave it.
 
     Args:

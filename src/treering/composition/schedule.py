@@ -16,9 +16,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from treering.composition.reader import Reader, Text, said
 from treering.composition.pools import log_likelihood
 from treering.composition.posterior import most_credible, posterior
+from treering.composition.reader import Reader, Text, said
 from treering.composition.rules import Rule
 from treering.composition.transcript import Transcript
 from treering.errors import TreeringError
@@ -30,8 +30,9 @@ def read_on(
     """Let as many experts read the new tokens as the rule needs, and note in the transcript how they did.
 
     Returns:
-        For each expert its logits [batch, kept, vocab], its final states there [batch, kept, width] and those of all new
-        tokens [batch, new, width], 0 and empty for one that was not needed; and from where the evidence ``changed``.
+        For each expert its logits [batch, kept, vocab], its final states there [batch, kept, width], and those of all
+        new tokens [batch, new, width], 0 and empty for one that was not needed; and from where the evidence
+        ``changed``.
 
     Raises:
         TreeringError: only the tokens' embeddings were given, or what an expert says is no number.
@@ -42,14 +43,15 @@ def read_on(
     transcript.append(text.input_ids)
     new, text = text.input_ids, replace(text, begin=begin, tokens=transcript.input_ids)
     predicted = _predicted(text.attention_mask, transcript.input_ids)
+    known = [reader.read for reader in readers]  # of so many tokens each one's likelihood is noted
     _recall(readers, transcript, begin, predicted)
     sparse = chosen.name == "top_k" and begin > 0 and new.shape[1] == 1
     changed, heard, everyone = begin, dict[int, tuple[Tensor, Tensor, Tensor]](), set(range(len(readers)))
     bare = {e for e, reader in enumerate(readers) if reader.is_bare}
     while late := (_credible(transcript, changed, chosen, prior) | bare if sparse else everyone) - heard.keys():
-        read = min(readers[e].read for e in late)
+        read, before = min(readers[e].read for e in late), min(known[e] for e in late)
         heard |= _hear(readers, sorted(late), transcript, text, predicted, kept)
-        changed = min(changed, read + 1)
+        changed = min(changed, before + 1)
         if read == begin:  # they had missed nothing, so nobody's evidence is other than it was
             break
     _require_numbers(readers, transcript.likelihood[..., changed:])

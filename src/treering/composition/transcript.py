@@ -29,12 +29,14 @@ class Transcript(DynamicLayer):
     Attributes:
         pending: for each expert, its logits [batch, position, vocab] after the last tokens that it read, at most
             ``REMEMBERED`` of them, or None where they are not known (it has read nothing, or more was cropped).
+        learns: what the rule that began the text mixes with the evidence, ``together`` or ``cache``.
     """
 
     def __init__(self, experts: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.experts = experts
         self.pending: list[Tensor | None] = [None] * experts
+        self.learns: set[str] = set()
 
     def remember(self, expert: int, logits: Tensor) -> None:
         """Keep what an expert said [batch, position, vocab] after the last tokens that it read."""
