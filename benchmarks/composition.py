@@ -73,10 +73,18 @@ RULES = (
     "evidence:switch=0.001",
     "evidence:switch=0.01",
     "evidence:switch=0.1",
+    "evidence:switch=0.01,together=0.01",
     "top_k",
     "top_k:switch=0.01",
 )
-DECODED = ("mean", "evidence", "evidence:switch=0.01", "evidence:switch=0.01,cache=0.1", "top_k")
+DECODED = (
+    "mean",
+    "evidence",
+    "evidence:switch=0.01",
+    "evidence:switch=0.01,together=0.01",
+    "evidence:switch=0.01,cache=0.1",
+    "top_k",
+)
 FITTED = ("weighted", "gate:switch=0.01", "adapter", "weighted:pool=log", "gate:switch=0.01,pool=log")
 
 

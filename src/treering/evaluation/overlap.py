@@ -63,7 +63,9 @@ class OverlapRecipe(Schema):
     overlaps: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0, 0.25, 0.5, 1), min_length=1)
     members: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((1, 2, 4), min_length=1)
     seeds: tuple[Seed, ...] = Field((0, 1), min_length=1)
-    rules: tuple[str, ...] = Field((DEFAULT_RULE, "probability", "mean"), min_length=1)
+    rules: tuple[str, ...] = Field(
+        (DEFAULT_RULE, f"{DEFAULT_RULE},together=0.01", "top_k", "probability", "mean"), min_length=1
+    )
     yardsticks: tuple[YardstickName, ...] = ("pooled", "large")
     validation: float = Field(0.05, gt=0, lt=1, description="share of the documents to measure on")
     calibration: float = Field(0.03, gt=0, lt=1, description="share of the documents to choose rates and weights on")
