@@ -17,7 +17,8 @@ from treering.report.explanation import explanation, shade
 from treering.tokenizer import encode, save, train
 
 HARD = "Открыть 😀👩‍👩‍👧 файл 打开文件\r\n\n\topen <b>\"a\" & 'file'</b> </s> é e\u0301 𠀀\x00\x1b[31m\u202e 1"
-RULES = ["mean", "weighted", "probability", "evidence", "evidence:switch=0.1", "top_k:k=1", "gate", "adapter"]
+TOGETHER = "evidence:switch=0.1,together=0.1"
+RULES = ["mean", "weighted", "probability", "evidence", "evidence:switch=0.1", TOGETHER, "top_k:k=1", "gate", "adapter"]
 
 
 @pytest.fixture(scope="module")
