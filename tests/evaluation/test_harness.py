@@ -179,6 +179,10 @@ def test_scores_of_a_question_set_are_counted_by_hand(plain, sets, tokenizer):
     scores = {row["task"]: row for row in found.scores}
     assert scores["bigbench_colours"]["value"] == sum(right) / len(right)
     assert (scores["bigbench_colours"]["count"], scores["bigbench_colours"]["measure"]) == (2, "acc")
+    assert scores["bigbench_colours"]["chance"] == sum(
+        1 / len(example["target_scores"]) for example in SET["examples"]
+    ) / len(SET["examples"])
+    assert scores["bigbench_sums"]["chance"] is None
     assert (scores["bigbench_sums"]["count"], scores["bigbench_sums"]["measure"]) == (1, "exact_match")
 
 
@@ -204,7 +208,7 @@ def test_data_of_the_hub_is_found_on_disk(plain, tmp_path):
     assert result.exit_code == 0, result.output
     found = {row["measure"]: row for row in json.loads(result.stdout)}
     assert found["acc"]["model"] == "mine"
-    assert found["acc"]["count"] == 5
+    assert (found["acc"]["count"], found["acc"]["chance"], found["acc_norm"]["chance"]) == (5, 0.25, 0.25)
     assert 0 <= found["acc_norm"]["value"] <= 1
     assert found["acc"]["stderr"] >= 0
 

@@ -26,7 +26,10 @@ NORMAL_95 = 1.96
 
 
 class TaskScore(TypedDict):
-    """One measure of one model on one task, with its standard error as lm-eval has it; None where it has none."""
+    """One measure of one model on one task, with its standard error as lm-eval has it; None where it has none.
+
+    ``chance`` is what a guess among the choices reaches, where there are choices.
+    """
 
     model: str
     task: str
@@ -35,6 +38,7 @@ class TaskScore(TypedDict):
     measure: str
     value: float
     stderr: float | None
+    chance: float | None
     count: int | None
 
 
@@ -162,7 +166,7 @@ def too_few_questions(rows: Sequence[TaskScore]) -> str | None:
 def as_tasks_table(rows: Sequence[TaskScore]) -> Table:
     """The scores as people read them."""
     table = Table("model", "task", "version", "shots", "measure", box=None)
-    for column in ("value", "95% interval", "questions"):
+    for column in ("value", "95% interval", "chance", "questions"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
@@ -173,6 +177,7 @@ def as_tasks_table(rows: Sequence[TaskScore]) -> Table:
             row["measure"],
             f"{row['value']:.4f}",
             "" if row["stderr"] is None else f"± {NORMAL_95 * row['stderr']:.4f}",
+            "" if row["chance"] is None else f"{row['chance']:.4f}",
             "" if row["count"] is None else f"{row['count']:,}",
         )
     return table
@@ -217,6 +222,7 @@ def unavailable(name: str, error: Exception, place: str = "ORGANISATION/NAME") -
 
 def _rows(name: str, results: Mapping[str, Any]) -> list[TaskScore]:
     rows: list[TaskScore] = []
+    guessed = {task: _chance(results["configs"][task], own) for task, own in results.get("samples", {}).items()}
     for task, values in results["results"].items():
         counts = results.get("n-samples", {}).get(task)
         for key, value in values.items():
@@ -233,10 +239,24 @@ def _rows(name: str, results: Mapping[str, Any]) -> list[TaskScore]:
                     "measure": measure if kind == "none" else f"{measure} ({kind})",
                     "value": float(value),
                     "stderr": float(error) if isinstance(error, int | float) else None,
+                    "chance": guessed.get(task) if measure in ("acc", "acc_norm") else None,
                     "count": counts["effective"] if counts else None,
                 }
             )
     return rows
+
+
+def _chance(config: Mapping[str, Any], questions: Sequence[Mapping[str, Any]]) -> float | None:
+    """How often a guess is right, mean over a task's questions; None where they leave no choice.
+
+    Each choice was a request of its own; those that ask for mutual information make two of each.
+    """
+    if config["output_type"] != "multiple_choice":
+        return None
+    each = 2 if any(measure["metric"] == "acc_mutual_info" for measure in config.get("metric_list") or []) else 1
+    right = [len(own["target"]) if isinstance(own["target"], list) else 1 for own in questions]
+    shares = [count * each / len(own["resps"]) for count, own in zip(right, questions, strict=True)]
+    return float(np.mean(shares)) if shares else None
 
 
 def _answers(results: Mapping[str, Any]) -> dict[tuple[str, str], np.ndarray]:
