@@ -17,6 +17,9 @@ app = typer.Typer(
     ),
 )
 
+Output = Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")]
+Json = Annotated[bool, typer.Option("--json", help="the rows as JSON instead of a table")]
+
 
 @app.callback()
 def study() -> None:
@@ -28,9 +31,9 @@ def composition(
     recipe: Annotated[
         Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/overlap.yaml")
     ],
-    output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
+    output: Output = None,
     set_: arguments.SetOfOverlap = None,
-    json: Annotated[bool, typer.Option("--json", help="the rows as JSON instead of a table")] = False,
+    json: Json = False,
 ) -> None:
     """Owners of one kind of text who share topics, joined by every rule, against one model on all their texts.
 
@@ -61,9 +64,9 @@ def continual(
     recipe: Annotated[
         Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/continual.yaml")
     ],
-    output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
+    output: Output = None,
     set_: arguments.SetOfStudy = None,
-    json: Annotated[bool, typer.Option("--json", help="the rows as JSON instead of a table")] = False,
+    json: Json = False,
 ) -> None:
     """Tasks that arrive one after another: branches by evidence against training on and on, averaging, whole models.
 
@@ -94,9 +97,9 @@ def growth(
     recipe: Annotated[Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/study.yaml")],
     data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="replaces the recipe's tokenizer")] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
+    output: Output = None,
     set_: arguments.SetOfStudy = None,
-    json: Annotated[bool, typer.Option("--json", help="the rows as JSON instead of a table")] = False,
+    json: Json = False,
 ) -> None:
     """Growth against monolithic and shallow training; run the same command again to go on after an interruption.
 

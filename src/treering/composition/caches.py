@@ -71,11 +71,10 @@ def views(
         lay_out(cache, trunks, experts, chosen)
     left: list[Any] = list(cache.layers)
     transcript = left.pop(0) if isinstance(left[0], Transcript) else None
-    beside = {name for name in ("together", "cache") if chosen.parameters.get(name)}
     if transcript is not None and begins:
-        transcript.learns = beside
+        transcript.learns = chosen.beside
     kept = any(isinstance(layer, States) for layer in left)
-    known = transcript is not None and beside <= transcript.learns
+    known = transcript is not None and chosen.beside <= transcript.learns
     if evidence != known or kept != (_sleeps(chosen) and bool(trunks)):
         raise TreeringError(f"This cache was begun by another rule than {chosen}: begin a new one.")
     found = Views(transcript, {}, {}, {})

@@ -27,7 +27,7 @@ def require_drawable(model: PreTrainedModel) -> ComposedModel:
     """
     if not isinstance(model, ComposedModel):
         raise TreeringError("Only a composition has experts to draw one from; this is a single model.")
-    if model.rule.name != "evidence" or any(model.rule.parameters.get(also) for also in ("together", "cache")):
+    if model.rule.name != "evidence" or model.rule.beside:
         raise TreeringError(
             "An expert can be drawn for a whole answer where experts are joined by evidence (with or without switch, "
             f"and nothing beside it), not by {model.rule}."
@@ -53,8 +53,7 @@ def draw(
 
     So one may draw i from ``w`` once and leave all others asleep: an exact sample of the composition. With ``switch`` =
     α the mixture is that of a source which after each token, with probability α, goes on with an expert drawn from the
-    prior (see ``posterior``): one draws how long an expert goes on, then the next, which first reads what it
-    missed.
+    prior (see ``posterior``): one draws how long an expert goes on, then the next, which first reads what it missed.
 
     This holds for sampling from the whole distribution. It does not hold where something is done to the mixture of each
     step: greedy decoding and beams (the likeliest text of a mixture need not be any expert's), a temperature, top-p,

@@ -290,21 +290,21 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         """Let the experts read on, as many of them as the rule needs, and say what they made of it."""
         prior = log_prior(self._weights, text.device)
         if transcript is None:
-            finals = [reader.final(text)[:, kept] for reader in readers]
-            logits = said(readers, finals) if "logits" in chosen.needs else []
+            finals = [reader.final(text) for reader in readers]
+            logits = said(readers, [own[:, kept] for own in finals]) if "logits" in chosen.needs else []
             seen: dict[str, Any] = {}
         else:
             begin = transcript.get_seq_length()
-            logits, finals, wholes, changed = read_on(readers, transcript, text, chosen, prior, kept)
+            logits, finals, changed = read_on(readers, transcript, text, chosen, prior, kept)
             again = begin - changed
             seen = {
                 "likelihood": transcript.likelihood[..., changed:],
                 "state": transcript.evidence[..., changed - 1] if changed else None,
                 "kept": slice(kept.start + again, None) if isinstance(kept, slice) else kept + again,
                 "tokens": with_padding(transcript.input_ids, text.attention_mask),
-                "said": lambda part: torch.stack(said(readers, [own[:, part] for own in wholes])),
+                "said": lambda part: torch.stack(said(readers, [own[:, part] for own in finals])),
             }
-        hidden = torch.cat(finals, -1) if "hidden" in chosen.needs else None
+        hidden = torch.cat([own[:, kept] for own in finals], -1) if "hidden" in chosen.needs else None
         joint: Any = torch.stack(logits) if logits else None
         if transcript is not None and isinstance(kept, slice) and kept.start == 0:
             seen["said"] = lambda part: joint[:, :, part]

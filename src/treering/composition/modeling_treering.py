@@ -212,9 +212,10 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             if states is not None:
                 hidden.append(states[:, kept])
             if "evidence" in self.rule.needs:
-                everywhere.append(said)
                 own = foreseen(said, None if before is None else before.logits[number], input_ids)
                 likelihood.append(torch.where(predicted, own, 0.0))
+            if "together" in self.rule.beside:
+                everywhere.append(said)
         reading = Reading(
             log_prior(tuple(float(record["weight"]) for record in self.config.experts), input_ids.device),
             torch.stack(likelihood) if likelihood else None,

@@ -86,6 +86,11 @@ class Rule:
         """Join ``logits`` [expert, batch, position, vocab]."""
         return self.function(logits, reading, **self.parameters)
 
+    @property
+    def beside(self) -> set[str]:
+        """What is mixed with the experts' evidence: ``together``, ``cache``."""
+        return {name for name in ("together", "cache") if self.parameters.get(name)}
+
     def __str__(self) -> str:
         chosen = ",".join(f"{name}={value}" for name, value in self.parameters.items())
         return f"{self.name}:{chosen}" if chosen else self.name
@@ -110,7 +115,7 @@ def register(source: str, needs: Sequence[Need] = ("logits",)) -> Callable[..., 
 
 
 def most_rows(experts: int) -> int:
-    """Of `Joined.evidence`, for so many experts."""
+    """Of `Joined.evidence`, for so many experts: their weights, what `_with_product` learns, and `_with_cache`."""
     return 2 * experts + 5
 
 

@@ -26,13 +26,12 @@ from treering.errors import TreeringError
 
 def read_on(
     readers: Sequence[Reader], transcript: Transcript, text: Text, chosen: Rule, prior: Tensor, kept: slice | Tensor
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], int]:
+) -> tuple[list[Tensor], list[Tensor], int]:
     """Let as many experts read the new tokens as the rule needs, and note in the transcript how they did.
 
     Returns:
-        For each expert its logits [batch, kept, vocab], its final states there [batch, kept, width], and those of all
-        new tokens [batch, new, width], 0 and empty for one that was not needed; and from where the evidence
-        ``changed``.
+        For each expert its logits [batch, kept, vocab] and its final states of all new tokens [batch, new, width], 0
+        and empty for one that was not needed; and from where the evidence ``changed``.
 
     Raises:
         TreeringError: only the tokens' embeddings were given, or what an expert says is no number.
@@ -46,7 +45,7 @@ def read_on(
     known = [reader.read for reader in readers]  # of so many tokens each one's likelihood is noted
     _recall(readers, transcript, begin, predicted)
     sparse = chosen.name == "top_k" and begin > 0 and new.shape[1] == 1
-    changed, heard, everyone = begin, dict[int, tuple[Tensor, Tensor, Tensor]](), set(range(len(readers)))
+    changed, heard, everyone = begin, dict[int, tuple[Tensor, Tensor]](), set(range(len(readers)))
     bare = {e for e, reader in enumerate(readers) if reader.is_bare}
     while late := (_credible(transcript, changed, chosen, prior) | bare if sparse else everyone) - heard.keys():
         read, before = min(readers[e].read for e in late), min(known[e] for e in late)
@@ -56,9 +55,8 @@ def read_on(
             break
     _require_numbers(readers, transcript.likelihood[..., changed:])
     silent = new.new_zeros((len(new), 1, readers[0].vocabulary), dtype=torch.float32)
-    told = [heard.get(e, (silent, silent[..., :0], silent[..., :0])) for e in range(len(readers))]
-    logits, finals, wholes = (list(parts) for parts in zip(*told, strict=True))
-    return logits, finals, wholes, changed
+    told = [heard.get(e, (silent, silent[..., :0])) for e in range(len(readers))]
+    return [logits for logits, _ in told], [final for _, final in told], changed
 
 
 def _recall(readers: Sequence[Reader], transcript: Transcript, begin: int, predicted: Tensor) -> None:
@@ -79,14 +77,14 @@ def _hear(
     text: Text,
     predicted: Tensor,
     kept: slice | Tensor,
-) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
-    """Let experts read all that they have not; their logits and final states where kept, and all new final states."""
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Let experts read all that they have not; their logits at the kept positions, and all new final states."""
     own = [readers[e] for e in late]
     wholes = [reader.final(text.since(reader.read)) for reader in own]
     news = [whole[:, text.begin - reader.read :] for reader, whole in zip(own, wholes, strict=True)]
-    finals = [new[:, kept] for new in news]
-    heard: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    for e, reader, whole, new, final, logits in zip(late, own, wholes, news, finals, said(own, finals), strict=True):
+    spoken = said(own, [new[:, kept] for new in news])
+    heard: dict[int, tuple[Tensor, Tensor]] = {}
+    for e, reader, whole, new, logits in zip(late, own, wholes, news, spoken, strict=True):
         if whole.shape[1] > 1:  # of one token alone it had said before what it thought of it
             whole_logits = logits if logits.shape[1] == whole.shape[1] else None
             likelihood = reader.log_likelihood(whole, transcript.input_ids[:, reader.read :], whole_logits)
@@ -94,7 +92,7 @@ def _hear(
             transcript.likelihood[e, :, unread] = torch.where(predicted[:, reader.read :], likelihood, 0.0)
         if reader.cache is not None:
             transcript.remember(e, logits if isinstance(kept, slice) else reader.logits(whole[:, -1:]))
-        heard[e] = logits, final, new
+        heard[e] = logits, new
     return heard
 
 

@@ -37,7 +37,7 @@ def exponents(weights: Tensor) -> Tensor:
 
 
 def levels(said: Said, powers: Tensor, vocabulary: int) -> Tensor:
-    """``ln Σ_v Π_i p_i(v)^{e_i}`` [batch, position]: 0 if all say the same, the less the less they agree.
+    """``ln Σ_v Π_i p_i(v)^{e_i}`` [batch, position]: at most 0, the less the less the experts agree.
 
     Args:
         said: the logits [expert, batch, position, vocab] that all experts gave at some positions.

@@ -45,12 +45,16 @@ class DocumentLosses:
     nats: np.ndarray
     bytes: np.ndarray
 
+    @property
+    def bits_per_byte(self) -> float:
+        """Total bits over total bytes."""
+        return float(self.nats.sum() / self.bytes.sum() / math.log(2))
+
     def score(self, seed: int = 0) -> Score:
-        """Total bits over total bytes, with the interval of 2,000 resamples of the documents."""
-        point = self.nats.sum() / self.bytes.sum() / math.log(2)
+        """The bits per byte, with the interval of 2,000 resamples of the documents."""
         ratios = resampled_ratios(self.nats, self.bytes, seed) / math.log(2)
         low, high = np.quantile(ratios, [0.025, 0.975])
-        return Score(float(point), float(low), float(high), len(self.nats))
+        return Score(self.bits_per_byte, float(low), float(high), len(self.nats))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ def compared(
     ]
     found = {
         OWN: against(joined, best),
-        EVERY: Against(tuple(bits(one) for _, one in least), tuple(change for change, _ in least)),
+        EVERY: Against(tuple(one.bits_per_byte for _, one in least), tuple(change for change, _ in least)),
     }
     return found | {name: against(joined, losses) for name, losses in yardsticks.items()}
 
@@ -106,12 +105,7 @@ def compared(
 def against(joined: Iterable[DocumentLosses], others: Sequence[DocumentLosses]) -> Against:
     """A composition beside another model, of each seed."""
     changes = tuple(paired_change(whole, other) for whole, other in zip(joined, others, strict=True))
-    return Against(tuple(bits(other) for other in others), changes)
-
-
-def bits(losses: DocumentLosses) -> float:
-    """Bits per byte of all documents together."""
-    return float(losses.nats.sum() / losses.bytes.sum() / math.log(2))
+    return Against(tuple(other.bits_per_byte for other in others), changes)
 
 
 def as_gains_table(found: Gains) -> Table:

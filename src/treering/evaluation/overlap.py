@@ -28,7 +28,7 @@ from treering.composition import DEFAULT_RULE, ComposedModel, compose, load_mode
 from treering.corpus import Source
 from treering.evaluation.bits import DocumentLosses, document_losses
 from treering.evaluation.forgetting import MIXTURE, all_together, composition_losses
-from treering.evaluation.gains import Gains, Outcome, Yardstick, bits, compared
+from treering.evaluation.gains import Gains, Outcome, Yardstick, compared
 from treering.evaluation.owned_texts import WHOLE, Apart, Cell, OwnedTexts
 from treering.evaluation.search import best_rate
 from treering.evaluation.timing import milliseconds
@@ -235,7 +235,8 @@ class _Study:
                 key = self._key(run, rate, seed)
                 for kind in kinds:
                     make = partial(self.single, run, rate, seed)
-                    found.append(bits(self.losses(f"apart-{key}", make, kind, self.owned.calibration(kind))[ALONE]))
+                    losses = self.losses(f"apart-{key}", make, kind, self.owned.calibration(kind))
+                    found.append(losses[ALONE].bits_per_byte)
             return statistics.mean(found)
 
         return best_rate(name, self.recipe.rates, reached, self.console)
@@ -352,7 +353,7 @@ class _Study:
             layers=run.layers,
             parameters=self.substrate.matrix.numel() + self.active(run.layers),
             milliseconds=self.pace(*seeds[0])[ALONE],
-            bits_per_byte={text: tuple(bits(own[text]) for own in losses) for text in self.texts},
+            bits_per_byte={text: tuple(own[text].bits_per_byte for own in losses) for text in self.texts},
         )
         return told, losses
 
@@ -376,7 +377,7 @@ class _Study:
                 overlap=cell.overlap,
                 shared=shared,
                 documents=len(losses[0][text][spec].nats),
-                bits_per_byte=tuple(bits(own[text][spec]) for own in losses),
+                bits_per_byte=tuple(own[text][spec].bits_per_byte for own in losses),
                 against=compared(
                     [own[text][spec] for own in losses],
                     [self.own_members(text, cell, own) for own in losses],

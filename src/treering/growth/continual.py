@@ -268,7 +268,7 @@ class _Study:
         def bits(rate: float) -> float:
             key, make = f"apart-{self._key(unit, tasks, rate, seed)}", partial(self.trained, unit, tasks, rate, seed)
             losses = [self.losses(key, make, task, self.apart) for task in tasks]
-            return statistics.mean(own.score().bits_per_byte for own in losses)
+            return statistics.mean(own.bits_per_byte for own in losses)
 
         return best_rate(unit, self.recipe.rates, bits, self.console)
 
