@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import lzma
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import hypothesis
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -97,3 +101,56 @@ def corpus(tokenizer, tmp_path_factory):
 def settings():
     """Eight steps of 256 tokens, a checkpoint every three."""
     return Training(tokens=2048, batch_tokens=256, micro_batch_tokens=128, evaluations=2, checkpoint_steps=3)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """Chromium without a screen; tests of pages are skipped where a machine has none (Debian: apt install chromium)."""
+    where = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if where is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_playwright() as play:
+        # Containers, where tests run as root, have no sandbox.
+        browser = play.chromium.launch(executable_path=where, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium: Browser) -> Iterator[Callable[..., Page]]:
+    """``visit(address, width, scheme)``: the page in a window of its own; an error in its scripts fails the test."""
+    contexts: list[BrowserContext] = []
+    errors: list[str] = []
+
+    def open_page(address: str, width: int = 1280, scheme: Literal["light", "dark"] = "light") -> Page:
+        context = chromium.new_context(
+            viewport={"width": width, "height": 844}, color_scheme=scheme, has_touch=width < 600, locale="en"
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+@pytest.fixture(scope="session")
+def faults() -> Callable[[Page], list[str]]:
+    """``faults(page)``: what hinders people: axe-core's serious findings, and what is wider than the window."""
+
+    def look(page: Page) -> list[str]:
+        found = Axe().run(page).response["violations"]
+        serious = [
+            f"{one['id']}: {one['help']}: {node['target']}"
+            for one in found
+            if one["impact"] in ("serious", "critical")
+            for node in one["nodes"]
+        ]
+        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        return serious + ([f"{wide} pixels wider than the window"] if wide > 0 else [])
+
+    return look
