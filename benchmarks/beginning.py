@@ -1,0 +1,193 @@
+"""A common beginning: members that go on from one model of public text, beside members from nothing and a pooled model.
+
+    python benchmarks/beginning.py SUBSTRATE -o OUT --kinds ru en --tokens 500_000
+
+Every kind's pages are dealt to two owners and to the public, a third each, none twice. Three ways to spend the same
+compute, `tokens` for each of the members: every owner trains on his own pages and the public's, from nothing; one
+model reads the public's pages of all kinds for a third of all tokens, and every owner goes on from it with his own for
+the rest (the seed phase of Branch-Train-Merge, arXiv 2208.03306); one model reads all pages. Rates by the same search,
+on pages set apart; held-out pages are read at the end. Run it again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel, set_seed
+
+from treering import substrate as substrates
+from treering.backbone import dock, gpt_neox
+from treering.composition import compose, load_model
+from treering.corpus import Corpus, Source, prepare
+from treering.evaluation.bits import DocumentLosses, document_losses, paired_change
+from treering.evaluation.forgetting import composition_losses
+from treering.evaluation.owned_texts import Apart, OwnedTexts
+from treering.evaluation.owners import owner_of
+from treering.evaluation.search import best_rate
+from treering.tokenizer import load as load_tokenizer
+from treering.training import Training, train
+from treering.training.expert import Backbone, stand_on
+from treering.training.run import scale_residual_outputs
+
+PUBLIC, OWNERS = 0, (1, 2)
+RULES = ("evidence:switch=0.01", "evidence:switch=0.01,together=0.01")
+CONSOLE = Console(width=160)
+
+
+class Ways:
+    """The runs of all three ways, made when they are asked for and kept in an output."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.output = options, options.output
+        self.tokenizer, self.substrate = load_tokenizer(options.substrate), substrates.load(options.substrate)
+        backbone = Backbone(d_model=self.substrate.matrix.shape[1], heads=4)
+        self.shape = stand_on(self.substrate, backbone.shape())
+        kinds = {kind: Source(path=f"embedded:{kind}", name=kind) for kind in options.kinds}
+        self.texts = OwnedTexts(
+            kinds, {}, Apart(0.05, 0.03, options.documents), self.tokenizer, self.shape.context, self.output
+        )
+        self.whole = options.tokens * len(kinds) * len(OWNERS)
+
+    def corpus(self, name: str, *owned: tuple[str, int]) -> Path:
+        """Pages of some kinds and owners together, as much read of each kind."""
+        place = self.output / "corpora" / name
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            sources = []
+            for kind in dict.fromkeys(kind for kind, _ in owned):
+                lines = self.lines(f"{name}-{kind}", kind, {owner for of, owner in owned if of == kind})
+                sources.append(Source(path=f"{lines}", name=kind, weight=1))
+            apart = {"validation": 0.05, "calibration": 0.03}
+            prepare(sources, self.tokenizer, place, block_size=self.shape.context, mix="repeat", **apart)
+        return place
+
+    def lines(self, name: str, kind: str, owners: set[int]) -> Path:
+        """JSON lines of some owners' pages of a kind, and of all that is held out."""
+        path, dealt = self.output / "texts" / f"{name}.jsonl", owner_of(self.texts.sizes, 3, 1.0)
+        own = [document for document in self.texts.train[kind] if dealt[document.id] in owners]
+        own += [document for document in self.texts.documents[kind] if self.texts.apart.split(document) != "train"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps({"id": document.id, "text": document.text}) + "\n" for document in own))
+        return path
+
+    def trained(
+        self, name: str, corpus: Path, tokens: int, rate: float, begin: Callable[[], PreTrainedModel]
+    ) -> PreTrainedModel:
+        place = self.output / "runs" / f"{name}-{rate:g}-{self.options.seed}"
+        if not place.exists():
+            set_seed(self.options.seed)
+            settings = Training(tokens=tokens, learning_rate=rate, evaluations=2, seed=self.options.seed)
+            train(begin(), self.tokenizer, Corpus.load(corpus), place, settings, {"name": name}, CONSOLE)
+        return load_model(place)
+
+    def fresh(self) -> PreTrainedModel:
+        model = dock(gpt_neox(self.shape), self.substrate, self.tokenizer)
+        scale_residual_outputs(model)
+        return model
+
+    def searched(self, what: str, make: Callable[[float], Sequence[tuple[PreTrainedModel, str]]]) -> float:
+        """The rate with which models reach the fewest bits of their kinds' pages set apart."""
+
+        def reached(rate: float) -> float:
+            return statistics.mean(
+                document_losses(model, self.tokenizer, self.texts.calibration(kind)).bits_per_byte
+                for model, kind in make(rate)
+            )
+
+        return best_rate(what, self.options.rates, reached, CONSOLE)
+
+    # -------------------------------------------------------------------------------------- the three ways
+
+    def member(self, kind: str, owner: int, rate: float) -> PreTrainedModel:
+        """From nothing, on an owner's pages and the public's."""
+        corpus = self.corpus(f"own-{kind}-{owner}", (kind, PUBLIC), (kind, owner))
+        return self.trained(f"own-{kind}-{owner}", corpus, self.options.tokens, rate, self.fresh)
+
+    def common(self, rate: float) -> PreTrainedModel:
+        """One model on the public's pages of all kinds."""
+        corpus = self.corpus("public", *((kind, PUBLIC) for kind in self.options.kinds))
+        return self.trained("public", corpus, self.whole // 3, rate, self.fresh)
+
+    def branched(self, kind: str, owner: int, rate: float) -> PreTrainedModel:
+        """Gone on from the common model, on an owner's pages."""
+        corpus = self.corpus(f"alone-{kind}-{owner}", (kind, owner))
+        tokens = self.options.tokens - self.options.tokens // 3
+        return self.trained(f"branched-{kind}-{owner}", corpus, tokens, rate, self.begun)
+
+    def begun(self) -> PreTrainedModel:
+        """The common model, to go on from: its embedding stays the substrate."""
+        model = self.common(self.common_rate()).train()
+        model.get_input_embeddings().weight.requires_grad_(False)
+        return model
+
+    def pooled(self, rate: float) -> PreTrainedModel:
+        """One model on all pages."""
+        owned = [(kind, owner) for kind in self.options.kinds for owner in (PUBLIC, *OWNERS)]
+        return self.trained("pooled", self.corpus("pooled", *owned), self.whole, rate, self.fresh)
+
+    @cache  # noqa: B019
+    def common_rate(self) -> float:
+        return self.searched("common", lambda rate: [(self.common(rate), kind) for kind in self.options.kinds])
+
+    def losses(self, name: str, make: Callable[[float], PreTrainedModel], rate: float) -> dict[str, DocumentLosses]:
+        """Of one model, the losses on every kind."""
+        model = make(rate)
+        return {kind: document_losses(model, self.tokenizer, found) for kind, found in self.texts.held_out.items()}
+
+    def joined(
+        self, make: Callable[[str, int, float], PreTrainedModel], rate: float
+    ) -> dict[str, dict[str, DocumentLosses]]:
+        """By kind, the losses of all owners' members and of the rules that join them."""
+        model = compose({f"{kind}-{own}": make(kind, own, rate) for kind in self.options.kinds for own in OWNERS})
+        return {
+            kind: composition_losses(model, self.tokenizer, found, RULES) for kind, found in self.texts.held_out.items()
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("substrate", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--kinds", nargs="+", default=["ru", "zh", "en"])
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="of each member")
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 6e-3, 1.2e-2])
+    parser.add_argument("--documents", type=int, help="held-out pages of each kind; all if not given")
+    parser.add_argument("--seed", type=int, default=0)
+    ways = Ways(parser.parse_args())
+    kinds = ways.options.kinds
+
+    def firsts(make: Callable[[str, int, float], PreTrainedModel]) -> Callable[[float], list]:
+        return lambda rate: [(make(kind, OWNERS[0], rate), kind) for kind in kinds]
+
+    own = ways.joined(ways.member, ways.searched("from nothing", firsts(ways.member)))
+    common = ways.losses("common", ways.common, ways.common_rate())
+    branched = ways.joined(ways.branched, ways.searched("from the common model", firsts(ways.branched)))
+    pooled_rate = ways.searched("pooled", lambda rate: [(ways.pooled(rate), kind) for kind in kinds])
+    pooled = ways.losses("pooled", ways.pooled, pooled_rate)
+
+    table = Table("", *(f"{kind}, {len(ways.texts.held_out[kind])} pages" for kind in kinds), box=None)
+    rows: dict[str, dict[str, DocumentLosses]] = {"the common model": common, "pooled": pooled}
+    for name, found in (("from nothing", own), ("from the common model", branched)):
+        for owner in OWNERS:
+            rows[f"{name}, owner {owner}"] = {kind: found[kind][f"{kind}-{owner}"] for kind in kinds}
+        for spec in RULES:
+            rows[f"{name}, {spec}"] = {kind: found[kind][spec] for kind in kinds}
+    for name, by_kind in rows.items():
+        cells = []
+        for kind in kinds:
+            change = paired_change(by_kind[kind], pooled[kind])
+            told = f"{change.change:+.1%} ({change.low:+.1%} … {change.high:+.1%})" if name != "pooled" else ""
+            cells.append(f"{by_kind[kind].bits_per_byte:.3f} {told}")
+        table.add_row(name, *cells)
+    CONSOLE.print(table)
+
+
+if __name__ == "__main__":
+    main()
