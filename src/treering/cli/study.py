@@ -12,7 +12,7 @@ from treering.cli import arguments
 app = typer.Typer(
     no_args_is_help=True,
     help=arguments.with_example(
-        "Controlled comparisons: many runs, one table, one figure.",
+        "Controlled comparisons: many runs, one table, one page.",
         "study growth recipes/study.yaml --data data-fi -o study",
     ),
 )
@@ -23,7 +23,15 @@ Json = Annotated[bool, typer.Option("--json", help="the rows as JSON instead of 
 
 @app.callback()
 def study() -> None:
-    """Controlled comparisons: many runs, one table, one figure."""
+    """Controlled comparisons: many runs, one table, one page."""
+
+
+def _leave_page(output: str) -> None:
+    """Write a finished study's page into it."""
+    from treering.report import as_html, write_page
+    from treering.report.directory import page_of, report_of
+
+    write_page(page_of(output), as_html(report_of(output)))
 
 
 @app.command()
@@ -53,6 +61,7 @@ def composition(
     chosen = load_recipe(recipe, OverlapRecipe, {"output": output}, set_ or ())
     found = overlap(chosen, progress())
     write_file(Path(chosen.output) / "composition.png", as_png(overlaps(lines(found))))
+    _leave_page(chosen.output)
     if json:
         print_json(data=asdict(found))
     else:
@@ -86,6 +95,7 @@ def continual(
     chosen = load_recipe(recipe, ContinualRecipe, {"output": output}, set_ or ())
     found = run_study(chosen, progress())
     write_file(Path(chosen.output) / "continual.png", as_png(arrivals({r.method: r.matrices for r in found})))
+    _leave_page(chosen.output)
     if json:
         print_json(data=[asdict(result) for result in found])
     else:
@@ -120,6 +130,7 @@ def growth(
     chosen = load_recipe(recipe, StudyRecipe, {"data": data, "tokenizer": tokenizer, "output": output}, set_ or ())
     outcomes = run_study(chosen, progress())
     write_file(Path(chosen.output) / "study.png", as_png(loss_curves(histories(chosen))))
+    _leave_page(chosen.output)
     if json:
         print_json(data=[asdict(outcome) for outcome in outcomes])
     else:
