@@ -47,9 +47,8 @@ def loss_curves(
         training = [entry for entry in history if "loss" in entry]
         validation = [entry for entry in history if "eval_loss" in entry]
         thinned = training[:: -(-len(training) // POINTS) or 1]
-        axes.plot(*_curve(thinned, "bits_per_byte"), DASHES[at % 4], color=_colour(at), alpha=0.5, linewidth=1)
-        way = f"{MARKERS[at % 8]}{DASHES[at % 4]}"
-        axes.plot(*_curve(validation, "eval_bits_per_byte"), way, color=_colour(at), markersize=4.5, label=name)
+        axes.plot(*_curve(thinned, "bits_per_byte"), _way(at)[1:], color=_colour(at), alpha=0.5, linewidth=1)
+        axes.plot(*_curve(validation, "eval_bits_per_byte"), _way(at), color=_colour(at), markersize=4.5, label=name)
         begins = [(a["tokens"] / 1e6, b["stage"]) for a, b in pairwise(training) if a.get("stage") != b.get("stage")]
         if begins:
             begins = [(0.0, training[0]["stage"]), *begins]
@@ -60,8 +59,8 @@ def loss_curves(
             label, (where, 1), (3, -2), ("data", "axes fraction"), "offset points", rotation=90, va="top", fontsize=8
         )
     axes.set(xlabel="million tokens", ylabel="bits per byte", yscale="log")
-    axes.yaxis.set_major_formatter("{x:.1f}")
-    axes.yaxis.set_minor_formatter("{x:.1f}")
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.yaxis.set_minor_formatter("{x:.3g}")
     _plain(axes)
     axes.legend(frameon=False, title="validation; thin: training")
     return figure
@@ -69,6 +68,11 @@ def loss_curves(
 
 def _colour(at: int) -> str:
     return COLOURS[at % len(COLOURS)]
+
+
+def _way(at: int) -> str:
+    """Mark and dashes of a line."""
+    return MARKERS[at % len(MARKERS)] + DASHES[(at + at // len(MARKERS)) % len(DASHES)]
 
 
 def _plain(axes: Axes) -> None:
@@ -123,8 +127,7 @@ def arrivals(matrices: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
     for at, (name, runs) in enumerate(matrices.items()):
         averages = [[sum(row.values()) / len(row) for row in matrix] for matrix in runs.values()]
         line = [sum(points) / len(points) for points in zip(*averages, strict=True)]
-        way = f"{MARKERS[at % 8]}{DASHES[at % 4]}"
-        axes.plot(range(len(line)), line, way, color=_colour(at), markersize=4.5, label=name)
+        axes.plot(range(len(line)), line, _way(at), color=_colour(at), markersize=4.5, label=name)
     axes.set(xlabel="tasks that have arrived", ylabel="bits per byte, mean over all tasks")
     axes.set_xticks(range(max(len(matrix) for runs in matrices.values() for matrix in runs.values())))
     _plain(axes)
@@ -159,7 +162,7 @@ def overlaps(texts: Mapping[str, Mapping[tuple[str, int], Mapping[float | None, 
             labelled.setdefault(f"{members} of each kind", line)
         panels[0][across].set_title(text, fontsize=9, fontweight="bold")
     for rule, row in zip(rules, panels, strict=True):
-        row[0].set_ylabel(rule, fontsize=9)
+        row[0].set_ylabel(rule.replace(":", ":\n").replace(",", ",\n"), fontsize=8)
         for axes in row:
             axes.axhline(0, color="#888888", linewidth=0.8, zorder=0)
             axes.tick_params(labelsize=8)
@@ -191,9 +194,8 @@ def by_depth(found: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> Figur
             places = [ability["model"] + 0.06 * (at - (len(texts) - 1) / 2) for ability in own]
             spread = [[max(v - low, 0) for v, low in zip(values, lows, strict=True)]]
             spread += [[max(high - v, 0) for v, high in zip(values, highs, strict=True)]]
-            way = f"{MARKERS[at % 8]}{DASHES[at % 4]}"
             axes.errorbar(
-                places, values, spread, fmt=way, color=_colour(at), markersize=4.5, elinewidth=0.8, label=text
+                places, values, spread, fmt=_way(at), color=_colour(at), markersize=4.5, elinewidth=0.8, label=text
             )
         if measure != "bits per byte":
             axes.axhline(25, color="black", linewidth=0.8, linestyle=":")

@@ -24,11 +24,11 @@ def score_grid(
     """Models down, texts across: bits per byte and their interval, the ground stronger the fewer a text takes.
 
     Args:
-        rows: as every ``eval`` command has them; a model that is called uniform knows nothing, and is not marked.
+        rows: as every ``eval`` command has them; yardsticks (`is_yardstick`) are not marked.
         names: of the texts, where they are not what the rows call them.
     """
     texts = {row["text"]: row["documents"] for row in rows}
-    known = {text: [r["bits_per_byte"] for r in rows if r["text"] == text and not _guesses(r)] for text in texts}
+    known = {text: [r["bits_per_byte"] for r in rows if r["text"] == text and not is_yardstick(r)] for text in texts}
     found = {(row["model"], row["rule"], row["text"]): row for row in rows}
 
     def cell(model: str, rule: str | None, text: str) -> Cell | str:
@@ -36,7 +36,7 @@ def score_grid(
             return ""
         row, values = found[model, rule, text], known[text]
         value, spread = row["bits_per_byte"], f"{row['low']:.3f} … {row['high']:.3f}"
-        if _guesses(row) or len(values) < 2:
+        if is_yardstick(row) or len(values) < 2:
             return Cell(f"{value:.3f}", spread)
         good = (max(values) - value) / ((max(values) - min(values)) or 1.0)
         return Cell(f"{value:.3f}", spread, value == min(values), good)
@@ -52,8 +52,9 @@ def score_grid(
     )
 
 
-def _guesses(row: Mapping[str, Any]) -> bool:
-    return bool(row["model"].startswith("uniform"))
+def is_yardstick(row: Mapping[str, Any]) -> bool:
+    """Whether a row is no model's: of the baseline that knows nothing, or of the choice of who turns out best."""
+    return row["model"].startswith("uniform") or row["model"] == "oracle"
 
 
 def change_grid(differences: Sequence[Mapping[str, Any]]) -> Grid:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from treering.report.figures import as_svg, scores
-from treering.report.grids import BITS, ability_grid, as_found, change_grid, plain_label, score_grid
+from treering.report.grids import BITS, ability_grid, as_found, change_grid, is_yardstick, plain_label, score_grid
 from treering.report.page import Cell, Drawing, Grid, Report, Section
 from treering.report.takeaways import of_abilities, of_bits, of_joining
 
@@ -19,7 +19,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def bits_report(rows: Rows, command: str = "") -> Report:
     """The page of ``eval bits``."""
-    known = [row for row in rows if not row["model"].startswith("uniform")]
+    known = [row for row in rows if not is_yardstick(row)]
     texts: dict[str, list[Mapping[str, Any]]] = {}
     for row in known:
         texts.setdefault(row["text"], []).append(row)

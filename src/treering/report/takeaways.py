@@ -100,8 +100,9 @@ def of_joining(rule: str, own: Mapping[tuple[str, str], Found], others: Mapping[
     if lost:
         expert, text = max(lost, key=lambda names: lost[names].change)
         worst = lost[expert, text]
-        most = " at most" if len(own) > 1 else ""
-        parts.append(f"joining costs {worst.share} of an expert's own{most} ({expert} on {text}; {worst.interval})")
+        most = "at most " if len(own) > 1 else ""
+        whose = f"{expert} on {text}, 95% interval {worst.interval}"
+        parts.append(f"joining costs an expert {most}{worst.share} on its own text ({whose})")
     elif own and all(found.sign < 0 for found in own.values()):
         least = max(own.values(), key=lambda found: found.change)
         parts.append(f"every expert gains on its own text, by {least.share} at least")
@@ -109,7 +110,7 @@ def of_joining(rule: str, own: Mapping[tuple[str, str], Found], others: Mapping[
         parts.append("no expert loses anything on its own text that can be told from nothing")
     if others:
         parts.append(f"together they need {listed(_needs(others, 'the better expert'))}")
-    return f"Joined by {rule}, {listed(parts) or 'the experts were measured on no text'}."
+    return f"Joined by {rule}, {'; '.join(parts) or 'the experts were measured on no text'}."
 
 
 def of_changes(who: str, whom: str, changes: Mapping[str, Found]) -> str:
@@ -125,7 +126,7 @@ def _needs(changes: Mapping[str, Found], whom: str) -> list[str]:
         if found.sign
     ]
     if unknown := [text for text, found in changes.items() if not found.sign]:
-        told.append(f"as many as {whom}, as far as can be told, on {listed(unknown)}")
+        told.append(f"as many bits per byte as {whom}, as far as can be told, on {listed(unknown)}")
     return told
 
 
