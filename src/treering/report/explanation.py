@@ -74,7 +74,7 @@ def weights_along(experts: Sequence[str], weights: Sequence[Sequence[float]]) ->
     axes.set(xlim=(0, len(weights[0])), ylim=(0, 1), xlabel="tokens", ylabel="weight")
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize=8, ncols=min(len(experts), 6), loc="outside upper left", borderaxespad=0.9)
+    axes.legend(frameon=False, fontsize=8, ncols=min(len(experts), 6), loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
