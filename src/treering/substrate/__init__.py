@@ -1,6 +1,6 @@
 """The frozen token interface (paper, section "frozen substrate")."""
 
-from treering.substrate.neighbours import (
+from treering.substrate.nearest import (
     Neighbour,
     find_tokens,
     named_scripts,
