@@ -35,14 +35,20 @@ def score_grid(
         if (model, rule, text) not in found:
             return ""
         row, values = found[model, rule, text], known[text]
-        value, spread = row["bits_per_byte"], f"{row['low']:.3f} … {row['high']:.3f}"
+        value, spread = row["bits_per_byte"], f"{row['low']:.3f} … {row['high']:.3f}" if row["documents"] > 1 else ""
         if is_yardstick(row) or len(values) < 2:
             return Cell(f"{value:.3f}", spread)
         good = (max(values) - value) / ((max(values) - min(values)) or 1.0)
         return Cell(f"{value:.3f}", spread, value == min(values), good)
 
     return Grid(
-        ["", *(f"{(names or {}).get(text, text)} ({documents:,} documents)" for text, documents in texts.items())],
+        [
+            "",
+            *(
+                f"{(names or {}).get(text, text)} ({count:,} document{'s' * (count != 1)})"
+                for text, count in texts.items()
+            ),
+        ],
         [
             (label(model, rule), [cell(model, rule, text) for text in texts])
             for model, rule in dict.fromkeys((row["model"], row["rule"]) for row in rows)

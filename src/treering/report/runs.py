@@ -9,7 +9,7 @@ from treering.growth.stages import StageResult
 from treering.report.figures import as_svg, by_depth, loss_curves
 from treering.report.grids import BITS, ability_grid
 from treering.report.page import Drawing, Grid, Report, Section
-from treering.report.takeaways import of_composition, of_growth, of_training
+from treering.report.takeaways import blocks, of_composition, of_growth, of_training
 
 SETTINGS = ("learning_rate", "schedule", "warmup", "batch_tokens", "weight_decay", "precision", "keep", "seed")
 """Of a run's settings, those that a page tells."""
@@ -51,7 +51,7 @@ def growth_report(
     Args:
         abilities: by stage, what was measured after it; of some runs, nothing was.
     """
-    names = {stage.number: f"{stage.number}: {_blocks(stage.depth)}" for stage in stages}
+    names = {stage.number: f"{stage.number}: {blocks(stage.depth)}" for stage in stages}
     bits: dict[str, list[tuple[float, float]]] = {}
     for number in (stages[0].number, stages[-1].number):
         for ability in abilities.get(number, []):
@@ -61,7 +61,7 @@ def growth_report(
     if abilities:
         at = {stage.number: place for place, stage in enumerate(stages)}
         found = [{**one, "model": at[n]} for n, own in abilities.items() if n in at for one in own]
-        figure = by_depth(found, [f"{_blocks(stage.depth)}" for stage in stages])
+        figure = by_depth(found, [blocks(stage.depth) for stage in stages])
         told = [{**one, "model": names[n]} for n, own in abilities.items() if n in at for one in own]
         drawing = Drawing(
             as_svg(
@@ -174,7 +174,3 @@ def _stages(stages: Sequence[StageResult]) -> Grid:
         for one in stages
     ]
     return Grid(head, rows)
-
-
-def _blocks(count: int) -> str:
-    return f"{count} block{'s' * (count != 1)}"

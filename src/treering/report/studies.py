@@ -12,7 +12,7 @@ from treering.growth.outcome import Outcome
 from treering.report.figures import arrivals, as_svg, loss_curves, overlaps
 from treering.report.grids import change_cell
 from treering.report.page import Cell, Drawing, Grid, Report, Section
-from treering.report.takeaways import Found, of_arrivals, of_gains, of_growth_study
+from treering.report.takeaways import Found, of_arrivals, of_gains, of_growth_study, tint
 
 
 def growth_study_report(
@@ -250,8 +250,8 @@ def _sign(against: Against) -> int:
 
 
 def _against(other: Against) -> Cell:
-    tint = -_sign(other) * min(1.0, 0.25 + 3 * abs(other.change))
-    return Cell(f"{other.change:+.1%}", f"{statistics.mean(other.bits_per_byte):.3f}", tint=tint)
+    mark = tint(_sign(other), other.change)
+    return Cell(f"{other.change:+.1%}", f"{statistics.mean(other.bits_per_byte):.3f}", tint=mark)
 
 
 def _drawing(figure: Any, name: str, title: str) -> Drawing:

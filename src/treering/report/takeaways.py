@@ -22,8 +22,8 @@ class Found(NamedTuple):
 
     @property
     def tint(self) -> float:
-        """How it marks a cell (see `treering.report.Cell`): full from a quarter on, and never too faint to see."""
-        return -self.sign * min(1.0, 0.25 + 3 * abs(self.change))
+        """How it marks a cell (see `treering.report.Cell`)."""
+        return tint(self.sign, self.change)
 
     @property
     def share(self) -> str:
@@ -34,6 +34,11 @@ class Found(NamedTuple):
     def interval(self) -> str:
         """Its interval as people read it; nothing where there is none."""
         return f"{self.low:+.1%} … {self.high:+.1%}" if self.documents > 1 else ""
+
+
+def tint(sign: int, change: float) -> float:
+    """How a change marks a cell: full from a quarter on, never too faint to see, nothing where none can be told."""
+    return -sign * min(1.0, 0.25 + 3 * abs(change))
 
 
 def listed(names: Sequence[str]) -> str:
@@ -64,7 +69,7 @@ def of_growth(depths: Sequence[int], bits: Sequence[float], texts: Mapping[str, 
         depths: blocks after each stage; ``bits``: of the validation text there.
         texts: by text, the low and the high end of the intervals [first and last stage] of its bits per byte.
     """
-    grown = f"from {_blocks(depths[0])} to {depths[-1]}" if depths[0] != depths[-1] else f"at {_blocks(depths[-1])}"
+    grown = f"from {blocks(depths[0])} to {depths[-1]}" if depths[0] != depths[-1] else f"at {blocks(depths[-1])}"
     stages = f"{len(depths)} stage{'s' * (len(depths) != 1)}"
     if len(depths) < 2:
         return (
@@ -247,7 +252,8 @@ def _is(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def _blocks(count: int) -> str:
+def blocks(count: int) -> str:
+    """``1 block``, ``2 blocks``."""
     return f"{count} block{'s' * (count != 1)}"
 
 
