@@ -68,7 +68,10 @@ def growth_report(
                 figure, "depth", "Abilities after each stage", "Each with its 95% interval; the table has the values."
             )
         )
-        sections.append(Section("What it can do, by depth", [drawing, ability_grid(told)]))
+        why = (
+            "Each stage goes on from the one before: a deeper model has also read more, so this is not of depth alone."
+        )
+        sections.append(Section("What it can do, by depth", [why, drawing, ability_grid(told)]))
     return Report(
         f"Growth of {name}",
         of_growth(
