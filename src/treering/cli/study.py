@@ -61,11 +61,11 @@ def composition(
     chosen = load_recipe(recipe, OverlapRecipe, {"output": output}, set_ or ())
     found = overlap(chosen, progress())
     write_file(Path(chosen.output) / "composition.png", as_png(overlaps(lines(found))))
-    _leave_page(chosen.output)
     if json:
         print_json(data=asdict(found))
     else:
         print_table(results(), as_gains_table(found))
+    _leave_page(chosen.output)
 
 
 @app.command()
@@ -95,11 +95,11 @@ def continual(
     chosen = load_recipe(recipe, ContinualRecipe, {"output": output}, set_ or ())
     found = run_study(chosen, progress())
     write_file(Path(chosen.output) / "continual.png", as_png(arrivals({r.method: r.matrices for r in found})))
-    _leave_page(chosen.output)
     if json:
         print_json(data=[asdict(result) for result in found])
     else:
         print_table(results(), as_continual_table(found))
+    _leave_page(chosen.output)
 
 
 @app.command()
@@ -130,8 +130,8 @@ def growth(
     chosen = load_recipe(recipe, StudyRecipe, {"data": data, "tokenizer": tokenizer, "output": output}, set_ or ())
     outcomes = run_study(chosen, progress())
     write_file(Path(chosen.output) / "study.png", as_png(loss_curves(histories(chosen))))
-    _leave_page(chosen.output)
     if json:
         print_json(data=[asdict(outcome) for outcome in outcomes])
     else:
         print_table(results(), as_study_table(outcomes))
+    _leave_page(chosen.output)

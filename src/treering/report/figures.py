@@ -242,7 +242,8 @@ def as_svg(figure: Figure, name: str, title: str, description: str = "") -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     svg = buffer.getvalue()
     # Groups are numbered anew in every figure: two in a page would have the same names, which nothing refers to.
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :]).replace("#000000", "currentColor")
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
+    svg = re.sub(r"((?:fill|stroke): )#000000", r"\1currentColor", svg)
     told = f'<title id="{name}-title">{escape(title)}</title>'
     told += f'<desc id="{name}-desc">{escape(description)}</desc>' if description else ""
     names = f"{name}-title" + (f" {name}-desc" if description else "")
