@@ -129,7 +129,8 @@ def test_fit_and_forgetting(root, tmp_path):
     texts = [part for name in ("ru", "zh") for part in ("--text", f"{name}={root / f'{name}.txt'}")]
     done("compose", "fit", joined, "--rule", "gate:switch=0.1", "--tokens", 500, *texts)
     arguments = ["--data", root / "data-ru", "--data", root / "data-zh", "--limit", 3]
-    result = json.loads(done("eval", "forgetting", joined, *arguments, "--json"))
+    result = json.loads(done("eval", "forgetting", joined, *arguments, "--json", "-o", tmp_path / "page.html"))
+    assert 'class="takeaway">Joined by gate:switch=0.1, ' in (tmp_path / "page.html").read_text()
     assert {row["rule"] for row in result["rows"]} >= {None, "mean", "evidence", "gate:switch=0.1"}
     assert {row["text"] for row in result["rows"]} == {"ru", "zh", "mixture"}
     assert {(d["text"], d["expert"]) for d in result["differences"] if d["own"]} == {("ru", "ru"), ("zh", "zh")}

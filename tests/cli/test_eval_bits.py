@@ -53,6 +53,19 @@ def test_of_one_document_there_is_no_interval(treering):
     assert "± 0.000" not in out and out.count("±") == 3  # uniform, a and b on three
 
 
+def test_a_page_is_written_beside_what_is_printed_and_over_no_other_file(treering, place):
+    status, out, _ = treering("eval bits a b --text one.jsonl --text three.jsonl -o page.html")
+    page = (place / "page.html").read_text()
+    assert status == 0 and "three (3 documents)" in out
+    assert '<th scope="col">one (1 document)</th>' in page and "Fewest bits per byte: " in page
+    assert "treering eval bits a b --text one.jsonl --text three.jsonl -o page.html" in page
+    for name, why in (("three.jsonl", "end in .html"), ("mine.html", "choose another name")):
+        (place / "mine.html").write_text("mine")
+        before = (place / name).read_text()
+        status, _, err = treering(f"eval bits a --text nowhere.txt -o {name}")  # refused before anything is read
+        assert status == 2 and why in err and (place / name).read_text() == before
+
+
 def test_every_tokenizer_has_its_own_uniform_row(treering):
     rows = json.loads(treering("eval bits a b other --text three.jsonl --json")[1])
     told = {row["model"]: row["bits_per_byte"] for row in rows}

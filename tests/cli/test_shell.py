@@ -170,7 +170,8 @@ def test_every_command_that_prints_a_table_prints_json():
     without = {" ".join(p) for p, c in commands(get_command(app)) if not any("--json" in o.opts for o in c.params)}
     compose = {f"compose {verb}" for verb in ("join", "add", "remove", "cut", "reweight", "rule", "fit")}
     others = {"init", "substrate build", "train", "import", "model merge", "generate", "serve", "card", "lm-eval"}
-    assert without == others | compose
+    pages = {"report", "substrate map"}
+    assert without == others | compose | pages
 
 
 def test_the_shell_offers_what_there_is():

@@ -104,7 +104,9 @@ def test_the_command_prints_a_table_or_json(model, tokenizer, pages, tmp_path):
     arguments = ["eval", "abilities", f"small={tmp_path / 'm'}", "--text", f"ru={tmp_path / 'ru.jsonl'}"]
     table = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert table.exit_code == 0 and "recall (200)" in table.stdout and "small" in table.stdout
-    rows = json.loads(CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False).stdout)
+    again = [*arguments, "--json", "-o", str(tmp_path / "page.html")]
+    rows = json.loads(CliRunner().invoke(app, again, catch_exceptions=False).stdout)
+    assert "ru: recall (200)" in (tmp_path / "page.html").read_text()
     assert {row["measure"] for row in rows} == {"bits per byte", "continuation", "recall"}
 
 

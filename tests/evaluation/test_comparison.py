@@ -127,7 +127,7 @@ def test_the_command_compares_on_text_and_tasks(expert, tokenizer, pages, tmp_pa
     assert [cell["measure"] for cell in told["cells"]] == [BITS, "acc"] * 2
     assert json.loads(outputs[3].read_text()) == told
     page = outputs[0].read_text()
-    assert "<svg" in page
+    assert '<td class="best" style="background:#009e73' in page
     assert "b|c" in page
     assert "a\\|" not in page
     assert "b\\|c" in outputs[1].read_text()

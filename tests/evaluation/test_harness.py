@@ -204,6 +204,7 @@ def test_data_of_the_hub_is_found_on_disk(plain, tmp_path):
     files = "".join(f"  - split: {split}\n    path: ARC-Easy/{split}-*\n" for split in ("train", "validation", "test"))
     (place.parent / "README.md").write_text(f"---\nconfigs:\n- config_name: ARC-Easy\n  data_files:\n{files}---\n")
     options = ["--tasks", "arc_easy", "--data", str(tmp_path), "--limit", "5", "--device", "cpu", "--json"]
+    options += ["-o", str(tmp_path / "page.html")]
     result = CliRunner().invoke(app, ["eval", "tasks", f"mine={plain}", *options])
     assert result.exit_code == 0, result.output
     found = {row["measure"]: row for row in json.loads(result.stdout)}
@@ -211,6 +212,7 @@ def test_data_of_the_hub_is_found_on_disk(plain, tmp_path):
     assert (found["acc"]["count"], found["acc"]["chance"], found["acc_norm"]["chance"]) == (5, 0.25, 0.25)
     assert 0 <= found["acc_norm"]["value"] <= 1
     assert found["acc"]["stderr"] >= 0
+    assert '<th scope="row">arc_easy: acc</th>' in (tmp_path / "page.html").read_text()
 
 
 def test_a_score_has_its_interval_and_few_questions_are_warned_of(plain, sets):

@@ -206,6 +206,8 @@ def test_a_finished_study_is_only_told_again_and_the_command_line_tells_it(recip
     assert len(re.findall(r"^ *(?:ru|zh|mixture|notes) .*%", told.output, re.M)) == len(found.outcomes)
     assert (Path(recipe["output"]) / "composition.json").read_bytes() == before
     assert (Path(recipe["output"]) / "composition.png").read_bytes().startswith(b"\x89PNG")
+    page = (Path(recipe["output"]) / "report.html").read_text()
+    assert page.count("<h2>On ") == len({outcome.text for outcome in found.outcomes}) and "<svg" in page
     rows = json.loads(CliRunner().invoke(app, ["study", "composition", str(path), "--json"]).stdout)
     assert rows == json.loads(before)
 

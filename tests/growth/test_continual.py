@@ -137,6 +137,8 @@ def test_a_finished_study_is_only_told_again_and_the_command_line_tells_it(recip
     for method in found:
         assert method in told.output
     assert (module.Path(recipe["output"]) / "continual.png").read_bytes().startswith(b"\x89PNG")
+    page = (module.Path(recipe["output"]) / "report.html").read_text()
+    assert all(f'<th scope="row">{method}</th>' in page for method in found)
     rows = json.loads((module.Path(recipe["output"]) / "continual.json").read_text())
     assert [row["method"] for row in rows] == list(found)
 

@@ -238,6 +238,8 @@ def test_the_command_runs_a_study_and_goes_on_with_one(recipe, tmp_path):
     assert outcomes["grown, trainable"]["active"] > outcomes["grown, glyph"]["active"]
     assert (tmp_path / "study" / "study.png").stat().st_size > 10_000
     assert "grown, trainable" in shown.stdout
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "grown, trainable</text>" in page and "stage 2</text>" in page
     made = tmp_path / "study" / "runs" / "grown-trainable" / "0.003-0.1-cosine-0"
     tables = [_table(made / "stages" / stage) for stage in "12"]
     start = _table(tmp_path / "study" / "runs" / "grown-glyph" / "0.003-0.1-cosine-0")

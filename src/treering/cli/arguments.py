@@ -16,6 +16,8 @@ TrustRemoteCode = Annotated[
     typer.Option("--trust-remote-code", help="run Python code that comes with a model, if transformers lacks its kind"),
 ]
 
+Page = Annotated[Path | None, typer.Option("--output", "-o", help="also write a page, as PAGE.html")]
+
 
 def _set(example: str) -> Any:
     return typer.Option(
@@ -35,6 +37,30 @@ SetOfCorpus = Annotated[list[str] | None, _set("block_size=256")]
 def with_example(what: str, command: str) -> str:
     """The help of a group of commands."""
     return f"{what}\n\nExample: treering {command}"
+
+
+def command() -> str:
+    """What was typed, as a page says how it is made again; a name in it cannot act on who reads or copies it."""
+    import shlex
+
+    from treering.reading import printable
+
+    return shlex.join(["treering", *(printable(word, 4096) for word in sys.argv[1:])])
+
+
+def page(output: Path | None) -> Path | None:
+    """Where a page goes, before anything is computed for it.
+
+    Raises:
+        TreeringError: its name does not end in .html, or something else than a page of ours is there.
+    """
+    from treering.report import require_ours
+
+    if output is not None:
+        if output.suffix != ".html":
+            raise TreeringError(f"{output} should end in .html: it will be a page.")
+        require_ours(output)
+    return output
 
 
 def contents(file: Path) -> str:

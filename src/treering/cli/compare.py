@@ -32,8 +32,6 @@ def compare(
 
     Example: treering compare base=smollm2 joined --data data-ru --data data-en -o compared.html
     """
-    import shlex
-    import sys
     from dataclasses import asdict
     from json import dumps
 
@@ -52,11 +50,15 @@ def compare(
     )
     from treering.evaluation.comparison import compare as compare_found
     from treering.output import write_file
-    from treering.report.comparison import comparison_page
+    from treering.report import as_html, write_page
+    from treering.report.comparison import comparison_report
     from treering.tokenizer import load
 
     if unknown := [path for path in output or [] if path.suffix not in FORMATS]:
         raise TreeringError(f"{unknown[0]} should end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
+    for page in output or []:
+        if page.suffix == ".html":
+            arguments.page(page)
     entries = dict(arguments.named(entry) for entry in models)
     if len(entries) < 2 or len(entries) < len(models):
         raise TreeringError("Give two models or more, each with a name of its own: NAME=DIR.")
@@ -81,8 +83,10 @@ def compare(
             found[name] = own
     comparison = compare_found(found)
     for file in output or []:
+        if file.suffix == ".html":
+            write_page(file, as_html(comparison_report(comparison, arguments.command())))
+            continue
         content = {
-            ".html": lambda: comparison_page(comparison, shlex.join(["treering", *sys.argv[1:]])),
             ".md": lambda: as_markdown(comparison),
             ".csv": lambda: as_csv(comparison),
             ".json": lambda: dumps(asdict(comparison), indent=1),

@@ -31,6 +31,7 @@ def bits(
     data: Annotated[list[str] | None, typer.Option(help="a prepared corpus: its held-out documents, by source")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="documents per text at most, the first ones")] = None,
     uniform: Annotated[bool, typer.Option(help="add the baseline that knows nothing")] = True,
+    output: arguments.Page = None,
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
@@ -43,8 +44,11 @@ def bits(
     from treering.cli.console import print_table, progress, results
     from treering.composition import load_model
     from treering.evaluation import Row, as_table, bits_per_byte, uniform_bits_per_byte
+    from treering.report import as_html, write_page
+    from treering.report.measures import bits_report
     from treering.tokenizer import identity, load
 
+    page = arguments.page(output)
     texts = arguments.texts_to_measure(text, data, limit)
     console = progress()
     rows: list[Row] = []
@@ -60,6 +64,8 @@ def bits(
         labels = ["uniform"] if len(known) == 1 else [f"uniform over {name}'s tokens" for name, _ in known.values()]
         guessed = zip(labels, known.values(), strict=True)
         rows = [row for label, (_, own) in guessed for row in uniform_bits_per_byte(own, texts, label)] + rows
+    if page:
+        write_page(page, as_html(bits_report(rows, arguments.command())))
     if json:
         print_json(data=rows)
     else:
@@ -85,6 +91,7 @@ def forgetting(
         bool, typer.Option(help="also pages that change language with every paragraph, from pages that corpora share")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="documents per text at most, the first ones")] = None,
+    output: arguments.Page = None,
     json: Annotated[bool, typer.Option("--json", help="rows and differences as JSON instead of tables")] = False,
 ) -> None:
     """What joining costs each expert in its own language, and what it gains, rule by rule, with 95% intervals.
@@ -97,8 +104,11 @@ def forgetting(
     from treering.composition import load_model
     from treering.evaluation import as_change_table, as_table, code_switched, measure_forgetting, require_composition
     from treering.evaluation.forgetting import own_texts
+    from treering.report import as_html, write_page
+    from treering.report.measures import forgetting_report
     from treering.tokenizer import load
 
+    page = arguments.page(output)
     model, tokenizer = require_composition(load_model(composition)), load(composition)
     texts = arguments.texts_to_measure(text, data, limit)
     extra = {"switched": code_switched(data or [])[:limit]} if switched else {}
@@ -112,6 +122,9 @@ def forgetting(
         console.print(
             plain(f"No text is known to be {', '.join(without)}'s own; where one is, say --own {without[0]}=TEXT.")
         )
+    if page:
+        report = forgetting_report(measured.rows, measured.differences, str(model.rule), arguments.command())
+        write_page(page, as_html(report))
     if json:
         print_json(data={"rows": measured.rows, "differences": measured.differences})
         return
@@ -129,6 +142,7 @@ def abilities(
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="file to measure on, as NAME=FILE or FILE")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="documents per text")] = None,
+    output: arguments.Page = None,
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
@@ -142,8 +156,11 @@ def abilities(
     from treering.composition import load_model
     from treering.evaluation import Ability, as_abilities_table
     from treering.evaluation import abilities as measure
+    from treering.report import as_html, write_page
+    from treering.report.measures import abilities_report
     from treering.tokenizer import load
 
+    page = arguments.page(output)
     texts = arguments.texts_to_measure(text, data, limit)
     found: list[Ability] = []
     for entry in models:
@@ -151,6 +168,8 @@ def abilities(
         with progress().status(f"measuring {path} …"):
             model = load_model(path, trust_remote_code=trust_remote_code)
             found += measure(name, model, load(path, trust_remote_code), texts)
+    if page:
+        write_page(page, as_html(abilities_report(found, arguments.command())))
     if json:
         print_json(data=found)
     else:
@@ -176,6 +195,7 @@ def tasks(
         typer.Option(autocompletion=offered("rule"), help="joins the experts of compositions, not their own rule"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="where models run; a GPU if there is one")] = None,
+    output: arguments.Page = None,
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
@@ -188,8 +208,11 @@ def tasks(
     from treering.cli.console import caution, print_table, progress, results
     from treering.composition import load_model
     from treering.evaluation.harness import TaskScore, as_tasks_table, evaluate_tasks, require_tasks, too_few_questions
+    from treering.report import as_html, write_page
+    from treering.report.measures import tasks_report
     from treering.tokenizer import load
 
+    page = arguments.page(output)
     chosen = arguments.listed(tasks)
     require_tasks(chosen, data)
     console = progress()
@@ -199,6 +222,8 @@ def tasks(
         console.print(f"measuring {path}", highlight=False, markup=False)
         model = load_model(path, rule=rule, trust_remote_code=trust_remote_code)
         rows += evaluate_tasks(name, model, load(path, trust_remote_code), chosen, data, shots, limit, device).scores
+    if page:
+        write_page(page, as_html(tasks_report(rows, arguments.command())))
     if json:
         print_json(data=rows)
     else:

@@ -12,15 +12,12 @@ from treering.cli import arguments
 from treering.cli.completion import offered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from rich.table import Table
     from rich.text import Text
 
     from treering.evaluation import Attribution
-
-SURE = 0.3
-"""How far the credit of the one who knew a passage must be from equal shares (0) to all (1)."""
 
 
 def explain(
@@ -45,6 +42,7 @@ def explain(
     from treering.errors import TreeringError
     from treering.evaluation import explain as attribute
     from treering.evaluation.attribution import require_composition
+    from treering.report import require_ours, write_page
     from treering.report.explanation import explanation
     from treering.tokenizer import load
 
@@ -53,7 +51,7 @@ def explain(
     if (text is None) == (file is None):
         raise TreeringError('Give either a text or a file: treering explain DIR "text", or --file FILE.')
     if output is not None:
-        _require_ours(output)
+        require_ours(output)
     read = text if file is None else arguments.contents(file)
     assert read is not None
     console = progress()
@@ -71,7 +69,7 @@ def explain(
             out.print(Text(), passages(attribution))
         out.print(Text(), totals(attribution))
     if output is not None:
-        _write(output, explanation(attribution, _command(model, text, file, rule, output)))
+        write_page(output, explanation(attribution, _command(model, text, file, rule, output)))
         console.print(plain(f"{output}: the same to point at, with the weights along the text"))
 
 
@@ -97,12 +95,14 @@ def passages(attribution: Attribution) -> Table:
 
     from treering.cli.console import plain
     from treering.reading import visible
+    from treering.report.explanation import leader
 
     pieces = attribution.pieces()
     table = Table("knew it", "passage", box=None)
     runs: list[tuple[str, str]] = []
     for (start, end), credit in zip(pieces.spans, pieces.credit.T.tolist(), strict=True):
-        name, text = _leader(credit, attribution.experts), attribution.text[start:end]
+        best, text = leader(credit), attribution.text[start:end]
+        name = "–" if best is None else attribution.experts[best]
         if runs and (runs[-1][0] == name or text.isspace()):
             runs[-1] = runs[-1][0], runs[-1][1] + text
         else:
@@ -110,13 +110,6 @@ def passages(attribution: Attribution) -> Table:
     for name, text in runs:
         table.add_row(plain(name), Text(visible(text.strip())))
     return table
-
-
-def _leader(credit: list[float], experts: Sequence[str]) -> str:
-    """The expert with most of the credit, if that is well above an equal share."""
-    from treering.report.explanation import certainty
-
-    return experts[credit.index(max(credit))] if certainty(credit) >= SURE else "–"
 
 
 def totals(attribution: Attribution) -> Table:
@@ -142,28 +135,6 @@ def _highlight(colour: tuple[float, float, float], strength: float) -> str:
     """Dark ink on the colour, thinned with white."""
     red, green, blue = (round(255 * (1 - strength + strength * channel)) for channel in colour)
     return f"#1a1a1a on #{red:02x}{green:02x}{blue:02x}"
-
-
-def _require_ours(output: Path) -> None:
-    """Refuse to write over anything but an earlier page of this command."""
-    from treering.errors import TreeringError
-    from treering.report.explanation import GENERATOR
-
-    if not output.exists():
-        return
-    if output.is_dir() or f'content="{GENERATOR}"'.encode() not in output.read_bytes():
-        raise TreeringError(f"{output} exists and was not made by treering explain: choose another name.")
-
-
-def _write(output: Path, page: str) -> None:
-    """The page appears whole or not at all."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = output.with_name(f".{output.name}.partial")
-    try:
-        staging.write_text(page, encoding="utf-8")
-        staging.replace(output)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def _command(model: str, text: str | None, file: Path | None, rule: str | None, output: Path) -> str:

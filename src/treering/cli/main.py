@@ -30,6 +30,7 @@ from treering.cli import (
     init,
     model,
     publish,
+    report,
     serve,
     study,
     substrate,
@@ -112,6 +113,7 @@ app.command(
     "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(eval.lm_eval)
 app.add_typer(study.app, name="study")
+app.command()(report.report)
 
 
 def main() -> None:

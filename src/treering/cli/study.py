@@ -12,7 +12,7 @@ from treering.cli import arguments
 app = typer.Typer(
     no_args_is_help=True,
     help=arguments.with_example(
-        "Controlled comparisons: many runs, one table, one figure.",
+        "Controlled comparisons: many runs, one table, one page.",
         "study growth recipes/study.yaml --data data-fi -o study",
     ),
 )
@@ -23,7 +23,15 @@ Json = Annotated[bool, typer.Option("--json", help="the rows as JSON instead of 
 
 @app.callback()
 def study() -> None:
-    """Controlled comparisons: many runs, one table, one figure."""
+    """Controlled comparisons: many runs, one table, one page."""
+
+
+def _leave_page(output: str) -> None:
+    """Write a finished study's page into it."""
+    from treering.report import as_html, write_page
+    from treering.report.directory import page_of, report_of
+
+    write_page(page_of(output), as_html(report_of(output)))
 
 
 @app.command()
@@ -57,6 +65,7 @@ def composition(
         print_json(data=asdict(found))
     else:
         print_table(results(), as_gains_table(found))
+    _leave_page(chosen.output)
 
 
 @app.command()
@@ -90,6 +99,7 @@ def continual(
         print_json(data=[asdict(result) for result in found])
     else:
         print_table(results(), as_continual_table(found))
+    _leave_page(chosen.output)
 
 
 @app.command()
@@ -124,3 +134,4 @@ def growth(
         print_json(data=[asdict(outcome) for outcome in outcomes])
     else:
         print_table(results(), as_study_table(outcomes))
+    _leave_page(chosen.output)

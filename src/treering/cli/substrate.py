@@ -197,6 +197,109 @@ def verify(
         typer.echo(f"{directory} is what its recipe says: rebuilding gives the same {found.fingerprint}")
 
 
+@app.command()
+def neighbours(
+    directory: Annotated[Path, typer.Argument(help="Directory of a substrate.")],
+    tokens: Annotated[list[str], typer.Argument(metavar="TOKEN...", help="Texts that are tokens, or their spelling.")],
+    count: Annotated[int, typer.Option(min=1, max=1000, help="Neighbours of each.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show the rows nearest to a token's: those that are drawn alike, or whose codes are.
+
+    Example: treering substrate neighbours substrate а б --count 5
+    """
+    from rich.table import Table
+
+    from treering import substrate
+    from treering.cli.console import plain, print_readable, print_table, results
+    from treering.substrate.glyphs import token_texts
+
+    loaded, tokenizer = _with_tokenizer(directory)
+    chosen, texts = substrate.find_tokens(tokenizer, tokens), token_texts(tokenizer)
+    found = substrate.neighbours(loaded.matrix, chosen, count)
+    if as_json:
+        print_readable(
+            [
+                {
+                    "token": token,
+                    "text": texts[token],
+                    "neighbours": [
+                        {"token": near.token, "text": texts[near.token], "cosine": round(near.cosine, 6)}
+                        for near in own
+                    ],
+                }
+                for token, own in zip(chosen, found, strict=True)
+            ]
+        )
+        return
+    table = Table("of", "nearest", box=None)
+    for column in ("token", "cosine"):
+        table.add_column(column, justify="right")
+    table.add_column("characters")
+    for token, own in zip(chosen, found, strict=True):
+        for near in own:
+            text = texts[near.token]
+            shown = plain(texts[token]), plain(text), f"{near.token:,}", f"{near.cosine:.3f}"
+            table.add_row(*shown, plain(_characters(text)))
+    print_table(results(), table)
+
+
+@app.command("map")
+def map_(
+    directory: Annotated[Path, typer.Argument(help="Directory of a substrate.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page, as map.html.")],
+    rows: Annotated[int, typer.Option(min=10, max=20_000, help="Rows at most; of more, so many are drawn.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the drawing, and of t-SNE.")] = 0,
+) -> None:
+    """Draw the rows on a plane by t-SNE, marked by script, and say whether rows lie near those of their own script.
+
+    Example: treering substrate map substrate -o map.html
+    """
+    from treering import substrate
+    from treering.cli.console import plain, progress
+    from treering.report import as_html, write_page
+    from treering.report.substrates import map_report
+    from treering.substrate.glyphs import token_texts
+
+    page = arguments.page(output)
+    assert page is not None
+    loaded, tokenizer = _with_tokenizer(directory)
+    texts = token_texts(tokenizer)
+    chosen = substrate.sample_rows(len(texts), rows, seed)
+    matrix, scripts = loaded.matrix[chosen], substrate.named_scripts([texts[token] for token in chosen])
+    with progress().status("placing the rows …"):
+        placed = substrate.on_a_plane(matrix, seed)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for script, (x, y) in zip(scripts, placed.tolist(), strict=True):
+        points.setdefault(script, []).append((x, y))
+    facts = [("fingerprint", loaded.fingerprint), *((n, f"{v}") for n, v in loaded.recipe.to_dict().items())]
+    report = map_report(points, *substrate.with_own_nearest(matrix, scripts), facts, arguments.command())
+    write_page(page, as_html(report))
+    progress().print(plain(f"{page}: {report.takeaway}"))
+
+
+def _with_tokenizer(directory: Path) -> Any:
+    """A substrate and its own tokenizer.
+
+    Raises:
+        TreeringError: they are damaged, or do not belong to each other.
+    """
+    from treering import substrate
+    from treering import tokenizer as tokenizers
+
+    loaded, tokenizer = substrate.load(directory), tokenizers.load(directory)
+    substrate.require_same(loaded, tokenizer)
+    return loaded, tokenizer
+
+
+def _characters(text: str) -> str:
+    """The code points of a short text, with their names if it is but one."""
+    import unicodedata
+
+    points = " ".join(f"U+{ord(character):04X}" for character in text[:6]) + (" …" if len(text) > 6 else "")
+    return f"{points} {unicodedata.name(text, '')}".rstrip() if len(text) == 1 else points
+
+
 def _show(made: Any, directory: Path) -> None:
     """The table of a substrate."""
     from rich.table import Table

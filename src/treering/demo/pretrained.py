@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,12 @@ from treering.demo.steps import (
     samples,
     save,
     saved,
-    scores_table,
     step,
 )
 from treering.evaluation import (
     Change,
     DocumentLosses,
+    Row,
     composition_losses,
     explain,
     held_out_texts,
@@ -44,8 +46,10 @@ from treering.evaluation import (
 )
 from treering.growth.recipe import GrowthRecipe, grow_recipe
 from treering.output import locked, staged_directory, write_file
-from treering.report import as_png, as_svg, loss_curves, render, scores
+from treering.report import Grid, as_png, as_svg, loss_curves, render, scores
 from treering.report.explanation import painted
+from treering.report.grids import change_cell, score_grid
+from treering.report.takeaways import Found, of_changes
 from treering.training.unfinished import is_complete
 
 BRANCHES = {"ru": "Russian", "zh": "Chinese"}
@@ -55,12 +59,12 @@ COMPARED = ("evidence", DEFAULT_RULE)
 """Rules: the one with the tightest bound, and the one that the composition is stored with."""
 
 MIXED = (
-    "To change the settings, open the Tools menu and choose Options. "
-    "Чтобы сохранить документ под другим именем, выберите команду «Сохранить как» в меню «Файл». "
-    "要打开此对话框，请选择“工具”菜单中的“选项”，然后单击“确定”。 "
-    "Click OK to apply the changes and to close the dialog."
+    ("en", "To change the settings, open the Tools menu and choose Options. "),
+    ("ru", "Чтобы сохранить документ под другим именем, выберите команду «Сохранить как» в меню «Файл». "),
+    ("zh", "要打开此对话框，请选择“工具”菜单中的“选项”，然后单击“确定”。 "),
+    ("en", "Click OK to apply the changes and to close the dialog."),
 )
-"""A paragraph that changes its language, to be told apart by who foresaw it."""
+"""A paragraph that changes its language, passage by passage, to be told apart by who foresaw it."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,10 @@ def demo_pretrained(
         if not (output / "report.html").exists():
             step(console, "results", "bits per byte on held-out pages, samples, and who spoke where")
             joined = require_composition(load_model(output / "joined"))
-            measured = _measure(output, joined, tokenizer, size)
+            losses = _measure(output, joined, tokenizer, size)
+            measured = DemoResult(_rows(losses), _findings(losses))
             save(output, measured)
-            _report(output, measured, joined, tokenizer, model)
+            _report(output, measured, _changes(losses), joined, tokenizer, model)
         return saved(output)
 
 
@@ -161,15 +166,31 @@ def _prepare(data: Path, language: str, tokenizer: PreTrainedTokenizerFast, size
     prepare([source], tokenizer, data, block_size=size.block, validation=VALIDATION)
 
 
-def _measure(output: Path, joined: ComposedModel, tokenizer: PreTrainedTokenizerFast, size: Size) -> DemoResult:
+def _measure(
+    output: Path, joined: ComposedModel, tokenizer: PreTrainedTokenizerFast, size: Size
+) -> dict[str, dict[str, DocumentLosses]]:
+    """By text, the losses of the base, of every branch and rule."""
     held_out = held_out_texts(output / f"data-{name}" for name in NAMES)
-    losses = {name: composition_losses(joined, tokenizer, held_out[name][: size.documents], COMPARED) for name in NAMES}
-    rows = [
+    return {name: composition_losses(joined, tokenizer, held_out[name][: size.documents], COMPARED) for name in NAMES}
+
+
+def _rows(losses: Mapping[str, Mapping[str, DocumentLosses]]) -> list[Row]:
+    return [
         row("joined" if name in COMPARED else name, text, name if name in COMPARED else None, measured[name].score())
         for name in ("base", *BRANCHES, *COMPARED)
         for text, measured in losses.items()
     ]
-    return DemoResult(rows, _findings(losses))
+
+
+def _changes(losses: Mapping[str, Mapping[str, DocumentLosses]]) -> dict[str, dict[str, Found]]:
+    """By branch or rule and by text, the change from the base."""
+    found: dict[str, dict[str, Found]] = {}
+    for text, measured in losses.items():
+        for name in (*BRANCHES, *COMPARED):
+            change = paired_change(measured[name], measured["base"])
+            own = Found(change.change, change.low, change.high, len(measured[name].nats))
+            found.setdefault(name, {})[NAMES[text]] = own
+    return found
 
 
 def _findings(losses: Mapping[str, Mapping[str, DocumentLosses]]) -> list[str]:
@@ -196,25 +217,39 @@ def _interval(change: Change) -> str:
 
 
 def _report(
-    output: Path, result: DemoResult, joined: ComposedModel, tokenizer: PreTrainedTokenizerFast, model: str
+    output: Path,
+    result: DemoResult,
+    changes: Mapping[str, Mapping[str, Found]],
+    joined: ComposedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    model: str,
 ) -> None:
     base = joined.expert("base")
     runs = {name: json.loads((output / name / "growth.json").read_text()) for name in BRANCHES}
     histories = {name: json.loads((output / name / "history.json").read_text()) for name in BRANCHES}
     figure = scores([{**r, "model": _label(r["model"], r["rule"])} for r in result.rows])
     write_file(output / "scores.png", as_png(figure))
-    first = [r for r in result.rows if r["model"] == "base"]
+    spoken = painted(explain(joined, tokenizer, "".join(passage for _, passage in MIXED)))
     page = render(
         "pretrained",
         version=__version__,
         date=date.today().isoformat(),
         machine=machine(),
-        findings=result.findings,
-        texts=[{"name": NAMES[r["text"]], "documents": r["documents"]} for r in first],
-        table=scores_table(result.rows, _label),
-        score_figure=as_svg(figure, "scores"),
-        loss_figure=as_svg(loss_curves(histories), "loss"),
-        **painted(explain(joined, tokenizer, MIXED)),
+        takeaway=of_changes(f"Joined by {DEFAULT_RULE}, the model with its branches", "alone", changes[DEFAULT_RULE]),
+        table=score_grid(result.rows, _label, NAMES),
+        changes=Grid(
+            ["", *NAMES.values()],
+            [
+                (f"branch {name}" if name in BRANCHES else f"joined, {name}", [change_cell(c) for c in own.values()])
+                for name, own in changes.items()
+            ],
+            "Change of bits per byte from the base, on the same documents, with the 95% interval of a paired "
+            "bootstrap: below 0, a gain (green); above, a loss (red); no ground where the interval holds 0.",
+        ),
+        score_figure=as_svg(figure, "scores", "Bits per byte by text and model", "The table has the values."),
+        loss_figure=as_svg(loss_curves(histories), "loss", "Loss curves of both branches"),
+        experts=spoken["experts"],
+        passages=_by_passage(spoken["pieces"]),
         rule=str(joined.rule),
         samples=samples({"base": base, "joined": joined}.items(), tokenizer),
         temperature=TEMPERATURE,
@@ -227,6 +262,13 @@ def _report(
         commands=_commands(model),
     )
     write_file(output / "report.html", page)
+
+
+def _by_passage(pieces: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The pieces of `MIXED` by the passage that each begins in, with its language."""
+    ends = list(accumulate(len(passage) for _, passage in MIXED))
+    placed = groupby(pieces, key=lambda piece: bisect_right(ends, piece["start"]))
+    return [(MIXED[at][0], list(own)) for at, own in placed]
 
 
 def _label(model: str, rule: str | None) -> str:

@@ -28,11 +28,11 @@ from treering.demo.steps import (
     samples,
     save,
     saved,
-    scores_table,
     step,
 )
 from treering.evaluation import (
     DocumentLosses,
+    Row,
     composition_losses,
     held_out_texts,
     paired_change,
@@ -40,8 +40,11 @@ from treering.evaluation import (
     row,
     uniform_bits_per_byte,
 )
+from treering.evaluation.forgetting import Difference, differences
 from treering.output import locked, staged_directory, write_file
 from treering.report import as_png_url, as_svg, loss_curves, render, scores
+from treering.report.grids import change_grid, plain_label, score_grid
+from treering.report.measures import joining_takeaway
 from treering.training import Backbone, ExpertRecipe, Training, train_expert
 from treering.training.unfinished import is_complete
 
@@ -96,9 +99,11 @@ def _made(output: Path, size: Size, console: Console) -> DemoResult:
         compose_directories({name: output / name for name in EXPERTS}, output / "composed")
     if not (output / "report.html").exists():
         step(console, "results", "bits per byte on held-out pages, and a page to look at")
-        measured = _measure(output, tokenizer, size)
+        losses = _measure(output, tokenizer, size)
+        measured = DemoResult(_rows(losses, tokenizer, output, size), _findings(losses))
         save(output, measured)
-        _report(output, measured, tokenizer, substrate, size)
+        changes = differences(losses, COMPARED, {expert: [expert] for expert in EXPERTS})
+        _report(output, measured, changes, tokenizer, substrate, size)
     return saved(output)
 
 
@@ -173,51 +178,60 @@ def _expert(
         train_expert(recipe, console)
 
 
-def _measure(output: Path, tokenizer: PreTrainedTokenizerFast, size: Size) -> DemoResult:
+def _texts(output: Path, size: Size) -> dict[str, list[str]]:
     held_out = held_out_texts(output / f"data-{expert}" for expert in EXPERTS)
-    texts = {language: held_out[language][: size.documents] for language in LANGUAGES}
-    results = uniform_bits_per_byte(tokenizer, texts)
+    return {language: held_out[language][: size.documents] for language in LANGUAGES}
+
+
+def _measure(output: Path, tokenizer: PreTrainedTokenizerFast, size: Size) -> dict[str, dict[str, DocumentLosses]]:
+    """By text, the losses of every expert and rule."""
     model = require_composition(load_model(output / "composed"))
-    losses = {text: composition_losses(model, tokenizer, found, COMPARED) for text, found in texts.items()}
+    return {text: composition_losses(model, tokenizer, found, COMPARED) for text, found in _texts(output, size).items()}
+
+
+def _rows(
+    losses: Mapping[str, Mapping[str, DocumentLosses]], tokenizer: PreTrainedTokenizerFast, output: Path, size: Size
+) -> list[Row]:
+    results = uniform_bits_per_byte(tokenizer, _texts(output, size))
     for name in (*EXPERTS, *COMPARED):
         joined = name in COMPARED
         for text, measured in losses.items():
             score = measured[name].score()
             results.append(row("composed" if joined else name, text, name if joined else None, score))
-    return DemoResult(results, _findings(losses))
+    return results
 
 
 def _report(
     output: Path,
     result: DemoResult,
+    changes: list[Difference],
     tokenizer: PreTrainedTokenizerFast,
     substrate: substrates.Substrate,
     size: Size,
 ) -> None:
     measured = [r for r in result.rows if r["model"] != "uniform"]
-    texts = [{"name": r["text"], "documents": r["documents"]} for r in result.rows if r["model"] == "uniform"]
     runs = {name: json.loads((output / name / "training.json").read_text()) for name in EXPERTS}
     histories = {name: json.loads((output / name / "history.json").read_text()) for name in EXPERTS}
     measured_runs = {name: run["measured"] for name, run in runs.items()}
-    score_figure = scores([{**r, "model": _label(r["model"], r["rule"])} for r in measured])
+    score_figure = scores([{**r, "model": plain_label(r["model"], r["rule"])} for r in measured])
     score_figure.savefig(output / "scores.png", dpi=144)
     page = render(
         "demo",
         version=__version__,
         date=date.today().isoformat(),
         machine=machine(),
-        findings=result.findings,
-        texts=texts,
-        table=scores_table(result.rows, _label),
-        score_figure=as_svg(score_figure, "scores"),
-        loss_figure=as_svg(loss_curves(histories), "loss"),
+        takeaway=joining_takeaway(changes, DEFAULT_RULE),
+        table=score_grid(result.rows),
+        changes=change_grid(changes),
+        score_figure=as_svg(score_figure, "scores", "Bits per byte by text and model", "The table has the values."),
+        loss_figure=as_svg(loss_curves(histories), "loss", "Loss curves of both experts"),
         loss_caption="Validation text: each expert's own held-out pages, its language and English together.",
         fingerprint=substrate.fingerprint,
         sheet=as_png_url(substrates.draw_sheet(tokenizer, substrate)),
         temperature=TEMPERATURE,
         samples=samples(((name, load_model(output / name)) for name in (*EXPERTS, "composed")), tokenizer),
         facts=[
-            ("tokenizer", f"{len(tokenizer):,} tokens, {tokenizers.identity(tokenizer)[:16]}…"),
+            ("tokenizer", f"{len(tokenizer):,} tokens, {tokenizers.identity(tokenizer)}"),
             *((f"expert {name}", run_in_words(run)) for name, run in measured_runs.items()),
             ("held out", f"{VALIDATION:.0%} of the pages, the same page ids in every language"),
             ("set apart", f"{CALIBRATION:.0%} of the pages, for what may be fitted on top of the experts"),
@@ -225,10 +239,6 @@ def _report(
         commands=_commands(size),
     )
     write_file(output / "report.html", page)
-
-
-def _label(model: str, rule: str | None) -> str:
-    return f"{model}, {rule}" if rule else model
 
 
 def _commands(size: Size) -> str:

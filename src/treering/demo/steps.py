@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,31 +78,18 @@ def saved(output: Path) -> DemoResult:
     )
 
 
-def scores_table(rows: list[Row], label: Callable[[str, str | None], str]) -> list[dict[str, Any]]:
-    """The rows as a report's table: a line for each model and rule, a cell for each text, the best of a text marked."""
-    measured = [r for r in rows if r["model"] != "uniform"]
-    best = {r["text"]: min(m["bits_per_byte"] for m in measured if m["text"] == r["text"]) for r in measured}
-    return [
-        {
-            "name": label(model, rule),
-            "cells": [
-                {**r, "best": r["bits_per_byte"] == best[r["text"]]}
-                for r in rows
-                if (r["model"], r["rule"]) == (model, rule)
-            ],
-        }
-        for model, rule in dict.fromkeys((r["model"], r["rule"]) for r in rows)
-    ]
-
-
 def samples(models: Iterable[tuple[str, PreTrainedModel]], tokenizer: PreTrainedTokenizerFast) -> list[dict[str, Any]]:
     """What models write after each of `PROMPTS`; they may be loaded one after the other."""
     return [
         {
             "model": name,
             "pieces": [
-                {"prompt": prompt, "continuation": generate(model, tokenizer, prompt, 48, TEMPERATURE, seed=1)}
-                for prompt in PROMPTS.values()
+                {
+                    "language": language,
+                    "prompt": prompt,
+                    "continuation": generate(model, tokenizer, prompt, 48, TEMPERATURE, seed=1),
+                }
+                for language, prompt in PROMPTS.items()
             ],
         }
         for name, model in models

@@ -2,65 +2,78 @@
 
 from __future__ import annotations
 
-from datetime import date
-
-from treering import __version__
-from treering.evaluation.comparison import Comparison, by_subject, goodness, sentence, told
-from treering.report.figures import as_svg, heat_map
-from treering.report.page import render
+from treering.evaluation.comparison import BITS, Comparison, by_subject, goodness, sentence, told
+from treering.report.page import Cell, Grid, Report, Section
+from treering.report.takeaways import of_comparison
 
 
-def comparison_page(comparison: Comparison, command: str) -> str:
-    """The comparison as one self-contained page.
+def comparison_report(comparison: Comparison, command: str) -> Report:
+    """The comparison as a page.
 
     Args:
         command: that makes it again.
     """
     models = list(dict.fromkeys(cell["model"] for cell in comparison.cells))
     subjects, good = by_subject(comparison.cells), goodness(comparison.cells)
-    known = sum(pair["better"] != "unknown" for pair in comparison.pairs)
-    names = [subject if measure == "bits per byte" else f"{subject}, {measure}" for subject, measure in subjects]
-    figure = heat_map(
-        models,
-        names,
+    wins, losses = dict.fromkeys(models, 0), dict.fromkeys(models, 0)
+    for subject, measure in subjects:
+        pairs = [pair for pair in comparison.pairs if (pair["subject"], pair["measure"]) == (subject, measure)]
+        better = [
+            pair["first" if pair["better"] == "first" else "second"] for pair in pairs if pair["better"] != "unknown"
+        ]
+        worse = [
+            pair["second" if pair["better"] == "first" else "first"] for pair in pairs if pair["better"] != "unknown"
+        ]
+        for model in models:
+            wins[model] += better.count(model) == len(models) - 1
+            losses[model] += model in worse
+    values = [
+        (
+            f"{subject}, {measure} (n = {own[0]['count']:,})",
+            [
+                Cell(
+                    f"{cell['value']:.3f}",
+                    f"{cell['low']:.3f} … {cell['high']:.3f}" if cell["count"] > 1 else "",
+                    good[cell["model"], subject, measure] == 1,
+                    good[cell["model"], subject, measure],
+                )
+                for cell in own
+            ],
+        )
+        for (subject, measure), own in subjects.items()
+    ]
+    verdicts = [
+        (f"{pair['subject']}, {pair['measure']}", [pair["first"], pair["second"], *told(pair), sentence(pair)])
+        for pair in comparison.pairs
+    ]
+    fewer = " Of bits per byte, fewer are better." if any(measure == BITS for _, measure in subjects) else ""
+    return Report(
+        "Models compared",
+        of_comparison(models, wins, losses, len(subjects)),
         [
-            [(own[m]["value"], good[model, subject, measure]) for (subject, measure), own in subjects.items()]
-            for m, model in enumerate(models)
-        ],
-    )
-    return render(
-        "compare",
-        version=__version__,
-        date=date.today().isoformat(),
-        models=models,
-        lead=f"{len(models)} models on {len(subjects)} measures: {known} of {len(comparison.pairs)} comparisons tell "
-        "one from the other.",
-        figure=as_svg(figure, "heat"),
-        values=[
-            {
-                "subject": subject,
-                "measure": measure,
-                "count": f"{own[0]['count']:,}",
-                "cells": [
-                    {
-                        "value": f"{cell['value']:.3f}",
-                        "interval": f"{cell['low']:.3f} … {cell['high']:.3f}" if cell["count"] > 1 else "",
-                        "best": good[cell["model"], subject, measure] == 1,
-                    }
-                    for cell in own
+            Section(
+                "Values",
+                [
+                    Grid(
+                        ["", *models],
+                        values,
+                        "Below each value the 95% interval of a bootstrap over documents or questions. The stronger "
+                        f"the ground, the better among the models of a row; the best in bold.{fewer}",
+                    )
                 ],
-            }
-            for (subject, measure), own in subjects.items()
-        ],
-        pairs=[
-            {
-                "subject": pair["subject"],
-                "measure": pair["measure"],
-                "difference": told(pair)[0],
-                "interval": told(pair)[1],
-                "verdict": sentence(pair),
-            }
-            for pair in comparison.pairs
+            ),
+            Section(
+                "Who beats whom",
+                [
+                    Grid(
+                        ["", "first", "second", "difference", "95% interval", "so"],
+                        verdicts,
+                        "Differences of the first from the second, on the same documents or questions (paired "
+                        "bootstrap). A model beats another where the interval excludes 0; of twenty pairs that do not "
+                        "differ, one is expected to say so all the same.",
+                    )
+                ],
+            ),
         ],
         command=command,
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from colorsys import hsv_to_rgb
 from typing import TYPE_CHECKING, Any
 
-from treering.reading import visible
+from treering.reading import printable, visible
 from treering.report.figures import as_svg, blank
 from treering.report.page import render
 
@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 
 Colour = tuple[float, float, float]
 
-GENERATOR = "treering explain"
-"""What a page says that it was made by."""
-
 # Okabe & Ito 2008, in an order of our own: most colour-blind readers tell them apart too.
 OKABE_ITO = ("#009E73", "#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = [
+    f"{line} {way}" for line in ("underline", "overline") for way in ("solid", "dashed", "dotted", "double", "wavy")
+]
+"""Beside colour, by which each expert is known: in grey, colours are one."""
+HATCHES = ("//", "..", "\\\\", "xx", "--", "oo")
+SURE = 0.3
+"""How far the credit of the one who knew a passage must be from equal shares (0) to all (1)."""
+LONGEST = 20
+"""Characters of a name beside a word: more would not fit on a phone."""
 POINTS = 1000
 """Points of a curve at most; a longer text is averaged."""
 
@@ -47,21 +53,28 @@ def certainty(credit: Sequence[float]) -> float:
     return 1.0 if len(credit) == 1 else min(1.0, max(0.0, (max(credit) - equal) / (1 - equal)))
 
 
+def leader(credit: Sequence[float]) -> int | None:
+    """The expert with most of the credit [expert], if that is well above an equal share."""
+    return list(credit).index(max(credit)) if certainty(credit) >= SURE else None
+
+
 def weights_along(experts: Sequence[str], weights: Sequence[Sequence[float]]) -> Figure:
     """The experts' weights [expert, token] along the text as areas, one on the other."""
-    figure = blank(9.6, 2.1)
-    figure.patch.set_alpha(0)  # the page behind it may be dark
+    figure = blank(9.6, 2.4)
     axes = figure.subplots()
-    axes.patch.set_alpha(0)
     width = math.ceil(len(weights[0]) / POINTS)
     starts = range(0, len(weights[0]), width)
     means = [[sum(part := of[start : start + width]) / len(part) for start in starts] for of in weights]
     # The last value stands twice, so that its step has a right end.
     steps = [*starts, len(weights[0])], [[*of, of[-1]] for of in means]
-    axes.stackplot(*steps, labels=experts, colors=colours(len(experts)), step="post", alpha=0.8, linewidth=0)
+    areas = axes.stackplot(*steps, labels=experts, colors=colours(len(experts)), step="post", linewidth=0)
+    for at, area in enumerate(areas):
+        area.set_hatch(HATCHES[at % len(HATCHES)])
+        area.set_edgecolor("black")
     axes.set(xlim=(0, len(weights[0])), ylim=(0, 1), xlabel="tokens", ylabel="weight")
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=min(len(experts), 6), loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
@@ -69,37 +82,49 @@ def explanation(attribution: Attribution, command: str) -> str:
     """The page of an attribution, with the ``command`` that makes it."""
     return render(
         "explain",
-        generator=GENERATOR,
         **painted(attribution),
         rule=attribution.rule,
         tokens=len(attribution.spans),
         bytes=len(attribution.text.encode()),
         bits_per_byte=attribution.bits_per_byte,
-        figure=as_svg(weights_along(attribution.experts, attribution.weights.exp().tolist()), "weights"),
+        figure=as_svg(
+            weights_along(attribution.experts, attribution.weights.exp().tolist()),
+            "weights",
+            "Each expert's weight along the text",
+            "Areas, one on the other, in the experts' colours and patterns.",
+        ),
         command=visible(command),
     )
 
 
 def painted(attribution: Attribution) -> dict[str, list[dict[str, Any]]]:
-    """The text in ``pieces`` with their colours and what is known of them, and the ``experts`` with theirs."""
+    """The text in ``pieces`` with their looks and what is known of them, and the ``experts`` with theirs."""
     pieces, palette = attribution.pieces(), colours(len(attribution.experts))
     return {
         "pieces": [
-            {"text": visible(row["text"]), "colour": _translucent(*shade(credit, palette)), "tip": tip(row)}
+            {
+                "start": row["start"],
+                "text": visible(row["text"]),
+                "colour": _translucent(*shade(credit, palette)),
+                "line": "" if (best := leader(credit)) is None else LINES[best % len(LINES)],
+                "tip": tip(row),
+            }
             for row, credit in zip(pieces.rows(), pieces.credit.T.tolist(), strict=True)
         ],
         "experts": [
-            {**share, "colour": _hex(colour)} for share, colour in zip(attribution.shares(), palette, strict=True)
+            {**share, "colour": _hex(colour), "line": LINES[at % len(LINES)]}
+            for at, (share, colour) in enumerate(zip(attribution.shares(), palette, strict=True))
         ],
     }
 
 
 def tip(row: dict[str, Any]) -> str:
     """What is known of one piece (a row of ``Attribution.rows``) as lines of fixed width."""
-    width = max(map(len, [*row["experts"], "together"]))
+    names = {name: printable(name, LONGEST) for name in row["experts"]}
+    width = max(map(len, [*names.values(), "together"]))
     lines = [f"“{visible(row['text']).translate({9: '⇥', 10: '↵'})}”", f"{'':{width}}  weight    bits  credit"]
     for name, of in row["experts"].items():
-        lines.append(f"{name:{width}}  {of['weight']:6.1%}  {of['bits']:6.2f}  {of['credit']:6.1%}")
+        lines.append(f"{names[name]:{width}}  {of['weight']:6.1%}  {of['bits']:6.2f}  {of['credit']:6.1%}")
     return "\n".join([*lines, f"{'together':{width}}          {row['bits']:6.2f}"])
 
 

@@ -1,0 +1,133 @@
+"""Pages of what ``treering eval`` measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from treering.report.figures import as_svg, scores
+from treering.report.grids import BITS, ability_grid, as_found, change_grid, is_yardstick, plain_label, score_grid
+from treering.report.page import Cell, Drawing, Grid, Report, Section
+from treering.report.takeaways import of_abilities, of_bits, of_joining
+
+CHANCE = 0.25
+"""Of the choices of ``eval abilities``, which are among four."""
+
+Rows = Sequence[Mapping[str, Any]]
+"""Rows as a command's ``--json`` has them."""
+
+
+def bits_report(rows: Rows, command: str = "") -> Report:
+    """The page of ``eval bits``."""
+    known = [row for row in rows if not is_yardstick(row)]
+    texts: dict[str, list[Mapping[str, Any]]] = {}
+    for row in known:
+        texts.setdefault(row["text"], []).append(row)
+    best = {}
+    for text, own in texts.items():
+        first, *others = sorted(own, key=lambda row: row["bits_per_byte"])
+        best[text] = first["model"], first["documents"] > 1 and all(first["high"] < other["low"] for other in others)
+    return Report(
+        "Bits per byte on held-out text",
+        of_bits(best),
+        [Section("Who knows what", [score_grid(rows), score_drawing(known)])],
+        command=command,
+    )
+
+
+def forgetting_report(rows: Rows, differences: Rows, rule: str, command: str = "") -> Report:
+    """The page of ``eval forgetting``.
+
+    Args:
+        rule: whose effect the takeaway tells; if it was not compared, that of the first one is told.
+    """
+    compared = list(dict.fromkeys(one["rule"] for one in differences))
+    told = rule if rule in compared else compared[0]
+    return Report(
+        "What joining costs, and what it gains",
+        joining_takeaway(differences, told),
+        [
+            Section("What joining changed", [change_grid(differences)]),
+            Section("Who knows what", [score_grid(rows), score_drawing(rows)]),
+        ],
+        command=command,
+    )
+
+
+def joining_takeaway(differences: Rows, rule: str) -> str:
+    """What a rule did, in one sentence."""
+    ours = [one for one in differences if one["rule"] == rule]
+    return of_joining(
+        rule,
+        {(one["expert"], one["text"]): as_found(one) for one in ours if one["own"]},
+        {one["text"]: as_found(one) for one in ours if not one["own"]},
+    )
+
+
+def score_drawing(rows: Rows) -> Drawing:
+    """The rows as bars."""
+    labelled = [{**row, "model": plain_label(row["model"], row["rule"])} for row in rows]
+    svg = as_svg(
+        scores(labelled), "scores", "Bits per byte by text and model", "Bars with 95% intervals; values above."
+    )
+    return Drawing(svg)
+
+
+def abilities_report(found: Rows, command: str = "") -> Report:
+    """The page of ``eval abilities``."""
+    choices = [(a["model"], a["low"], CHANCE) for a in found if a["measure"] != BITS]
+    models = list(dict.fromkeys(a["model"] for a in found))
+    return Report(
+        "What small models can do",
+        of_abilities(models, choices),
+        [Section("Abilities", [ability_grid(found)])],
+        command=command,
+    )
+
+
+def tasks_report(rows: Rows, command: str = "") -> Report:
+    """The page of ``eval tasks``; intervals are the value ± 1.96 standard errors, as lm-eval has them."""
+    asked = [row for row in rows if row["chance"] is not None and row["stderr"] is not None]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    columns = list(dict.fromkeys((row["task"], row["measure"]) for row in rows))
+    found = {(row["model"], row["task"], row["measure"]): row for row in rows}
+
+    def cell(model: str, task: str, measure: str) -> Cell | str:
+        if (model, task, measure) not in found:
+            return ""
+        row = found[model, task, measure]
+        margin = "" if row["stderr"] is None else f"± {1.96 * row['stderr']:.3f}"
+        return Cell(f"{row['value']:.3f}", margin)
+
+    def described(row: Mapping[str, Any]) -> tuple[str, list[str]]:
+        shots = "" if row["shots"] is None else f"{row['shots']}"
+        chance = "" if row["chance"] is None else f"{row['chance']:.3f}"
+        count = "" if row["count"] is None else f"{row['count']:,}"
+        return f"{row['task']}: {row['measure']}", [count, shots, chance, f"{row['version']}"]
+
+    return Report(
+        "lm-eval's tasks",
+        of_abilities(models, [(r["model"], r["value"] - 1.96 * r["stderr"], r["chance"]) for r in asked]),
+        [
+            Section(
+                "Scores",
+                [
+                    Grid(
+                        ["", *models],
+                        [(f"{task}: {measure}", [cell(m, task, measure) for m in models]) for task, measure in columns],
+                        "± 1.96 standard errors of lm-eval's own.",
+                    )
+                ],
+            ),
+            Section(
+                "The tasks",
+                [
+                    Grid(
+                        ["", "questions", "shots", "chance", "version"],
+                        list({f"{r['task']}: {r['measure']}": described(r) for r in rows}.values()),
+                    )
+                ],
+            ),
+        ],
+        command=command,
+    )
