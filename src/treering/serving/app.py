@@ -97,6 +97,7 @@ def _described(served: Served) -> dict[str, Any]:
         "model": catalogue.name,
         "rule": catalogue.rule,
         "experts": catalogue.experts,
+        "shared": catalogue.shared,
         "rules": catalogue.rules,
         "chat": bool(served.tokenizer.chat_template),
         "context": context_length(served.model.config),

@@ -26,10 +26,13 @@ class Catalogue:
         self._variant = lru_cache(maxsize=64)(self._make)
         self.rule: str | None = None
         self.experts: list[str] = []
+        self.shared = 0
+        """Blocks that all experts have in common."""
         self.rules: list[str] = []
         """Those that join all experts with their default parameters."""
         if isinstance(model, ComposedModel):
-            self.rule, self.experts = str(model.rule), list(model.experts)
+            self.rule, self.experts, trunks = str(model.rule), list(model.experts), model.tree.trunks.values()
+            self.shared = max((trunk.last for trunk in trunks if len(trunk.experts) == len(model.experts)), default=0)
             self.rules = [rule for rule in RULES if self._has(f"{name}:{rule}")]
         fewer = filter(self._has, [f"{name}{WITHOUT}{expert}" for expert in self.experts])
         self.names = [name, *(f"{name}:{rule}" for rule in self.rules), *fewer]

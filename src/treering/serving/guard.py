@@ -12,7 +12,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from treering.serving.errors import ApiError
 
-
 OPEN = ("/", "/health")
 """Where nobody needs a key: the page, which asks for it, and whether the server runs."""
 

@@ -25,7 +25,7 @@ class Heard(NamedTuple):
         logits: the model's [position, vocab].
         voices: those of everyone who speaks in it [voice, position, vocab], see `voices_of`; None if nobody asked.
         weights: their log-weights [voice, position].
-        product: log of the share that the rule gave the experts' product (``together``) [position]; None if it has none.
+        product: log of the share that the rule gave the experts' product (``together``) [position]; None without one.
     """
 
     logits: Tensor
@@ -36,9 +36,7 @@ class Heard(NamedTuple):
     def since(self, position: int) -> Heard:
         """The same from a position on."""
         voices, weights = (None if of is None else of[:, position:] for of in (self.voices, self.weights))
-        return Heard(
-            self.logits[position:], voices, weights, None if self.product is None else self.product[position:]
-        )
+        return Heard(self.logits[position:], voices, weights, None if self.product is None else self.product[position:])
 
 
 def voices_of(model: PreTrainedModel) -> tuple[str, ...]:
@@ -117,9 +115,7 @@ def told(heard: Heard, ids: Tensor, alternatives: int, names: tuple[str, ...] = 
         for of_token in zip(*columns, zip(*others, strict=True), strict=True)
     ]
     shares = [None] * len(ids) if heard.product is None else heard.product.exp().tolist()
-    return [
-        one._replace(voices=voices, product=share) for one, voices, share in zip(own, spoken, shares, strict=True)
-    ]
+    return [one._replace(voices=voices, product=share) for one, voices, share in zip(own, spoken, shares, strict=True)]
 
 
 def _by(length: int, tokens: list[Said]) -> list[list[Said]]:

@@ -129,9 +129,11 @@ class Spelling:
         return known if token.product is None else known | {"product": round(token.product, 6)}
 
     def _likely(self, of: Said | Voice) -> dict[str, Any]:
-        top = None if of.top is None else [
-            {"id": i, "token": self.name(i), "logprob": round(logprob, 5)} for i, logprob in of.top
-        ]
+        top = (
+            None
+            if of.top is None
+            else [{"id": i, "token": self.name(i), "logprob": round(logprob, 5)} for i, logprob in of.top]
+        )
         return {"logprob": None if of.logprob is None else round(of.logprob, 5), "top": top}
 
     def of_chat(self, tokens: Sequence[Said]) -> dict[str, Any]:

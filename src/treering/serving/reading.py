@@ -115,7 +115,9 @@ class Reader:
     def _play(self, model: PreTrainedModel, given: PlayRequest) -> Asked:
         require_tokens(model, given.tokens, "tokens")
         text, param = (self._conversation(given), "messages") if given.messages else (given.prompt, "prompt")
-        prompt = self._prompt(model, text, given.max_tokens, COMPLETION_TOKENS, param, given.tokens)
+        # Who plays gets what fits: a text is written on until the context ends.
+        tokens, usual = (0, None) if given.max_tokens == 0 else (None, given.max_tokens or COMPLETION_TOKENS)
+        prompt = self._prompt(model, text, tokens, usual, param, given.tokens)
         return Asked(given, model, [replace(prompt, known=given.known)], given.top, given.echo, voices_of(model))
 
     def _prompt(
@@ -131,7 +133,8 @@ class Reader:
 
         A text begins a document; token IDs are read as they are. After it stands what is ``written`` already.
         """
-        needed, context = 1 if tokens is None else tokens, context_length(model.config)
+        needed = int(not written) if tokens is None else tokens
+        context = context_length(model.config)
         try:
             if isinstance(given, str):
                 if len(given) > self._longest:  # no need to tokenise it

@@ -201,8 +201,7 @@ class _Text(BaseStreamer):
         self._voices = asked.voices or ()
         self._index, self._begin, self._tell = index, begin, tell
         self._said: list[Said] = []
-        self._told = 0
-        self._is_known = False
+        self._told = self._known = self._characters = 0
         self._times: list[float] = []
 
     @property
@@ -216,12 +215,10 @@ class _Text(BaseStreamer):
         Raises:
             Stopped: a stop string is complete.
         """
-        self._told = known
-        for at, token in enumerate(tokens):
-            self._is_known = at < known
+        self._known = self._told = known
+        for token in tokens:
             self._said.append(token)
             self.written.take(token.id)
-        self._is_known = False
 
     def hear(self, heard: Heard) -> None:
         """Take what is said of the next token, at the last of some positions."""
@@ -244,9 +241,12 @@ class _Text(BaseStreamer):
         return Piece(self._index, "", self._until(self._told if is_cut else len(self._said)), reason)
 
     def _send(self, text: str) -> None:
-        if self._is_known:
-            return
-        self._tell(Piece(self._index, text, self._until(self.written.certain)), None)
+        before, self._characters = self._characters, self._characters + len(text)
+        if self._known:  # what stands before the first token that is told is known as well
+            after = self.written.starts[self._known :][:1]
+            text = text[max(0, after[0] - before) :] if after else ""
+        if text:
+            self._tell(Piece(self._index, text, self._until(self.written.certain)), None)
 
     def _until(self, end: int) -> list[Said] | None:
         """The tokens up to a certain one that have not been told yet."""

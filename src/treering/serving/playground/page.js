@@ -23,7 +23,7 @@ const RULES = {
 };
 
 const state = {
-  info: null, key: "", branches: [], branch: null, pieces: [], chosen: null, shown: null, writing: null, drawn: null,
+  info: null, key: "", branches: [], branch: null, pieces: [], chosen: null, shown: null, writing: null, drawn: null, frame: null,
 };
 const $ = id => document.getElementById(id);
 
@@ -49,7 +49,7 @@ function svg(tag, properties = {}, ...children) {
 
 const percent = share => share === 0 ? "0%" : share < 0.0005 ? "<0.1%" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
 const probability = logprob => logprob === null ? "–" : percent(Math.exp(logprob));
-const visible = text => text.replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
+const visible = text => (text.trim() ? text : text.replaceAll(" ", "␣")).replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
 const short = (text, most = 36) => text.length > most ? `${text.slice(0, most)}…` : text;
 const sum = numbers => numbers.reduce((total, one) => total + one, 0);
 
@@ -132,6 +132,8 @@ function leader(credit) {
 // ---- The text
 
 function draw() {
+  cancelAnimationFrame(state.frame);
+  state.frame = null;
   const branch = state.branch;
   if (state.drawn !== branch) $("text").replaceChildren();
   state.drawn = branch;
@@ -145,7 +147,7 @@ function draw() {
     last = piece.leader ?? last;
     const key = `${piece.text}|${piece.tokens.length}|${piece.tokens[0].id}`;
     const old = elements[at];
-    if (old?.dataset.key === key && at < state.pieces.length - 1) return;
+    if (old?.dataset.key === key) return;
     const element = pieceElement(piece, at);
     element.dataset.key = key;
     if (old) old.replaceWith(element); else $("text").append(element);
@@ -166,7 +168,6 @@ function pieceElement(piece, at) {
   if (!piece.text.trim()) element.setAttribute("aria-label", piece.text ? piece.text.includes("\n") ? "new line" : "space" : "end of the text");
   element.classList.toggle("line", piece.text.includes("\n"));
   element.classList.toggle("end", piece.text === "");
-  element.classList.toggle("given", piece.isGiven);
   element.classList.toggle("first", !piece.isGiven && at > 0 && state.pieces[at - 1].isGiven);
   if (piece.credit) paintByCredit(element, piece); else paintByProbability(element, logprobOf(piece));
   return element;
@@ -413,7 +414,7 @@ function refresh() {
   drawBranches();
   drawTurns();
   drawPrograms();
-  $("speed").textContent = speed(state.branch?.usage);
+  drawSpeed();
   $("plain").textContent = state.writing ? "" : state.branch?.characters.join("") ?? "";
   const isWriting = state.writing !== null;
   for (const id of ["on", "again"]) $(id).disabled = isWriting || !state.branch?.tokens.length;
@@ -434,6 +435,13 @@ function drawBranches() {
     });
     return h("li", { "--depth": Math.min(branch.depth, 6) }, button);
   }));
+}
+
+// While a text is being written, what this page sees of it; then what the server says.
+function drawSpeed() {
+  const { usage, began, tokens } = state.branch ?? {};
+  const seen = state.writing && began && (tokens.length - began.with) / (performance.now() - began.at) * 1000;
+  $("speed").textContent = seen ? speed({ tokens_per_second: seen }) : speed(usage);
 }
 
 const speed = usage => usage?.tokens_per_second ? `${usage.tokens_per_second.toFixed(1)} tokens/s` : "";
@@ -479,20 +487,22 @@ function settings() {
   return chosen;
 }
 
-// Let the server write on a branch, whose first `known` tokens it need not tell again, after those and the ones `put`.
+// Let the server write on a branch, whose first `known` tokens it need not tell again, after those and the ones `put`;
+// returns whether it told anything.
 async function write(branch, { known = branch.tokens.length, put = [], most = $("tokens").valueAsNumber, echo = false } = {}) {
   const tokens = [...branch.tokens.slice(0, known).map(token => token.id), ...put];
   const text = branch.kind === "chat" ? { messages: branch.messages } : { prompt: branch.prompt };
   const body = { model: modelName(), ...text, tokens, known: echo ? 0 : known, echo, max_tokens: most, ...settings(), top: 5, stream: true };
-  Object.assign(branch, grown(branch, echo ? 0 : known), { model: body.model, request: body, end: null, usage: null });
+  Object.assign(branch, grown(branch, echo ? 0 : known), { model: body.model, request: body, end: null, usage: null, began: undefined });
   state.writing = new AbortController();
   refresh();
+  if (isFocusLost()) $("stop").focus({ preventScroll: true });
   say("Writing…");
-  let isPrompt = echo;
+  let told = 0;
   try {
     for await (const event of events(await ask("play", body, state.writing.signal))) {
-      take(branch, event, isPrompt);
-      isPrompt = false;
+      take(branch, event, echo && told === 0);
+      told += 1;
     }
     finish(branch, branch.end === "stop" ? "The text has ended" : "Done");
   } catch (error) {
@@ -500,6 +510,8 @@ async function write(branch, { known = branch.tokens.length, put = [], most = $(
     else if (error.status === 401) lock(error.message);
     else { finish(branch, ""); say(error.message, true); }
   }
+  look(known, put.length > 0 && most > 0);
+  return told > 0;
 }
 
 function take(branch, event, isPrompt) {
@@ -515,7 +527,20 @@ function take(branch, event, isPrompt) {
   }
   branch.end = choice.finish_reason ?? branch.end;
   branch.usage = event.usage ?? branch.usage;
-  if (branch === state.branch) draw();
+  branch.began ??= branch.tokens.length ? { at: performance.now(), with: branch.tokens.length } : undefined;
+  state.frame ??= requestAnimationFrame(() => { draw(); drawSpeed(); });
+}
+
+const isFocusLost = () => document.activeElement === document.body || document.activeElement.disabled;
+
+// Turn to the first token that is new, unless people look at another by now; on a phone only to one that was put there.
+function look(known, isPut) {
+  const isLost = isFocusLost();
+  if (state.chosen === null && (isPut || matchMedia("(min-width: 60rem)").matches)) {
+    const at = state.pieces.findIndex(piece => !piece.isGiven && piece.first + piece.tokens.length > known);
+    if (at >= 0) return choose(at, isLost);
+  }
+  if (isLost) ($("text").children[state.chosen] ?? $("prompt")).focus({ preventScroll: true });
 }
 
 function finish(branch, how) {
@@ -527,18 +552,27 @@ function finish(branch, how) {
 
 // ---- What people do
 
-function begin() {
+async function begin() {
   if (state.writing || !$("ask").reportValidity() || !areSettingsValid()) return;
   const said = $("prompt").value;
   const isChat = $("kinds").querySelector("[value=chat]").checked;
   const content = isChat ? { kind: "chat", messages: conversation(said) } : { prompt: said };
+  const before = state.branch;
   const branch = addBranch(null, short(visible(said.trim()) === "∅" ? "(no prompt)" : said.trim().replaceAll("\n", " ")), content);
-  if (isChat) $("prompt").value = "";
-  write(branch, { echo: true });
+  if (!await write(branch, { echo: true })) discard(branch, before);
+  else if (isChat) $("prompt").value = "";
+}
+
+// What was refused leaves no branch behind.
+function discard(branch, before) {
+  state.branches.splice(state.branches.indexOf(branch), 1);
+  go(before);
 }
 
 function areSettingsValid() {
-  return [...document.querySelectorAll(".settings input")].every(input => input.hidden || input.reportValidity());
+  const wrong = [...$("settings").querySelectorAll("input")].find(input => !input.checkValidity());
+  if (wrong) $("settings").open = true;
+  return wrong?.reportValidity() ?? true;
 }
 
 // A chat goes on from the branch that is shown.
@@ -608,7 +642,9 @@ function drawPrograms() {
     return;
   }
   const { model, max_tokens, temperature, top_p, seed } = request;
-  const asked = { model, ...programmed(state.branch, request), max_tokens, temperature, top_p, ...(seed === undefined ? {} : { seed }) };
+  const room = state.info.context - 1 - state.branch.promptTokens.length - request.tokens.length;
+  const sampling = { max_tokens: Math.min(max_tokens, room), temperature, top_p, ...(seed === undefined ? {} : { seed }) };
+  const asked = { model, ...programmed(state.branch, request), ...sampling };
   const isChat = "messages" in asked;
   const url = `${location.origin}/v1`;
   const key = state.key ? ' \\\n  -H "Authorization: Bearer $TREERING_API_KEY"' : "";
@@ -643,19 +679,22 @@ async function copy(button) {
 // ---- Beginning
 
 function furnish() {
-  const { model, rule, experts, rules, chat, context } = state.info;
+  const { model, rule, experts, shared, rules, chat, context } = state.info;
   document.title = `${model}: a page to play with`;
   $("name").textContent = model;
-  $("about").textContent = [isComposed() ? `${experts.length} experts joined by ${rule}` : "one model", `context ${context.toLocaleString("en")} tokens`].join(" · ");
+  const trunk = shared ? ` on one trunk of ${shared} ${shared === 1 ? "block" : "blocks"},` : "";
+  $("about").textContent = `${isComposed() ? `${experts.length} experts${trunk} joined by ${rule}` : "one model"} · `
+    + `context ${context.toLocaleString("en")} tokens`;
   $("kinds").hidden = !chat;
   $("tokens").max = context;
   $("tokens").value = Math.min(60, Math.floor(context / 2));
-  $("experts").hidden = $("rules").hidden = !isComposed();
-  $("experts").append(...experts.map(name =>
+  $("experts").hidden = $("rules").hidden = $("reading").hidden = !isComposed();
+  $("experts").replaceChildren(h("legend", {}, "Who takes part"), ...experts.map(name =>
     h("label", {}, h("input", { type: "checkbox", value: name, checked: true }), voiceSign(name), name)));
   const offered = ["", ...rules.flatMap(name => name === "evidence" ? Object.keys(RULES).filter(one => one.startsWith(name)) : [name]), "another"];
-  $("rule").append(...offered.map(name =>
+  $("rule").replaceChildren(...offered.map(name =>
     h("option", { value: name }, name === "" ? `as served: ${rule}` : name === "another" ? "another…" : name)));
+  $("settings").open = matchMedia("(min-width: 60rem)").matches;
   describeRule();
   $("door").hidden = true;
   $("room").hidden = false;
@@ -664,7 +703,6 @@ function furnish() {
 
 function describeRule() {
   const name = $("rule").value;
-  $("rule-text").hidden = $("rule-about").hidden = false;
   $("rule-text").hidden = name !== "another";
   $("rule-text").required = name === "another";
   $("rule-about").textContent = RULES[name] ?? "Any rule with its parameters, as after --rule.";
@@ -699,7 +737,7 @@ const pieceAt = event => event.target.closest?.(".piece");
 $("ask").addEventListener("submit", event => { event.preventDefault(); begin(); });
 $("prompt").addEventListener("keydown", event => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) begin(); });
 document.addEventListener("keydown", event => { if (event.key === "Escape") state.writing?.abort(); });
-$("stop").addEventListener("click", () => { state.writing?.abort(); $("prompt").focus(); });
+$("stop").addEventListener("click", () => state.writing?.abort());
 $("on").addEventListener("click", goOn);
 $("again").addEventListener("click", readAgain);
 $("fresh").addEventListener("click", () => { go(null); $("prompt").focus(); });
