@@ -162,16 +162,18 @@ function draw() {
 }
 
 function pieceElement(piece, at) {
-  const element = h("span", { className: "piece", role: "option", tabIndex: -1 }, piece.text);
+  const element = h("span", { className: "piece", role: "option", tabIndex: -1 }, ...lines(piece.text));
   element.dataset.at = at;
   element.setAttribute("aria-selected", "false");
   if (!piece.text.trim()) element.setAttribute("aria-label", piece.text ? piece.text.includes("\n") ? "new line" : "space" : "end of the text");
-  element.classList.toggle("line", piece.text.includes("\n"));
   element.classList.toggle("end", piece.text === "");
   element.classList.toggle("first", !piece.isGiven && at > 0 && state.pieces[at - 1].isGiven);
   if (piece.credit) paintByCredit(element, piece); else paintByProbability(element, logprobOf(piece));
   return element;
 }
+
+// A text with a sign before each end of a line, which is no part of the text.
+const lines = text => text.split("\n").flatMap((line, at) => at ? [h("i"), `\n${line}`] : [line]);
 
 function paintByCredit(element, piece) {
   element.style.setProperty("--mixed", mixed(piece.credit));
