@@ -46,8 +46,8 @@ def main() -> None:
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        endless = {str(tokenizer.eos_token_id): -100}
-        asked = {"prompt": "To open", "max_tokens": given.tokens, "temperature": 0, "stream": True, "logit_bias": endless}
+        endless = {"max_tokens": given.tokens, "logit_bias": {str(tokenizer.eos_token_id): -100}}
+        asked = {"prompt": "To open", "temperature": 0, "stream": True, **endless}
         for rule in RULES:
             body = {**asked, "model": f"joined{rule}"}
             plain, played = [], []
