@@ -282,7 +282,9 @@ def test_command(directory, greedy):
     with subprocess.Popen([*command, "0"], stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            found = re.match(r"joined at (http://127\.0\.0\.1:(\d+)/v1)", process.stderr.readline())
+            address = r"http://127\.0\.0\.1"
+            line = process.stderr.readline()
+            found = re.match(rf"joined at ({address}:(\d+)/v1), to play with at {address}:\2/;", line)
             assert found
             with openai.OpenAI(base_url=found[1], api_key="none", max_retries=0) as client:
                 told = client.completions.create(model="joined", prompt=PROMPT, temperature=0)

@@ -64,7 +64,7 @@ class Attribution:
         In a mixture of probabilities this is the posterior, given the token, of the expert that it was drawn from; of
         other rules it is the same reading of their weights.
         """
-        return (self.weights + self.likelihood).softmax(0)
+        return credit(self.weights, self.likelihood)
 
     @property
     def bits_per_byte(self) -> float:
@@ -119,6 +119,11 @@ class Attribution:
             }
             for (start, end), bits, *of_token in zip(self.spans, _bits(self.joined).tolist(), *columns, strict=True)
         ]
+
+
+def credit(weights: Tensor, likelihood: Tensor) -> Tensor:
+    """Each expert's share in a token [expert, …], from log-weights and log-probabilities; see `Attribution.credit`."""
+    return (weights + likelihood).softmax(0)
 
 
 @torch.no_grad()

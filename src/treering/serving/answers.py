@@ -13,11 +13,17 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from treering.serving.errors import FINAL, ApiError
-from treering.serving.forms import ChatForm, CompletionForm, Piece, Usage
+from treering.serving.forms import ChatForm, CompletionForm, Form, Piece, PlayForm, Usage
 from treering.serving.reading import Asked
-from treering.serving.requests import ChatRequest
+from treering.serving.requests import ChatRequest, CompletionRequest, Parameters, PlayRequest
 from treering.serving.served import Served
 from treering.serving.writing import Writing
+
+FORMS: dict[type[Parameters], type[Form]] = {
+    CompletionRequest: CompletionForm,
+    ChatRequest: ChatForm,
+    PlayRequest: PlayForm,
+}
 
 
 async def answer(served: Served, asked: Asked, seconds: float) -> Response:
@@ -105,11 +111,11 @@ class Generation:
 
     def _run(self) -> None:
         """Write the answer; runs on a thread."""
-        kind = ChatForm if isinstance(self._asked.parameters, ChatRequest) else CompletionForm
-        form, pieces = kind(self._asked.parameters.model, self._served.spelling), list[Piece]()
+        parameters, pieces = self._asked.parameters, list[Piece]()
+        form = FORMS[type(parameters)](parameters.model, self._served.spelling)
 
         def tell(piece: Piece, usage: Usage | None) -> None:
-            if self._asked.parameters.stream:
+            if parameters.stream:
                 self._call(self._queue.put_nowait, form.event(piece, usage))
                 return
             pieces.append(piece)

@@ -1,4 +1,4 @@
-"""The server's addresses: OpenAI's, for one model that is never loaded, changed or unloaded by a request."""
+"""The server's addresses: OpenAI's and a page, for one model that is never loaded, changed or unloaded by a request."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from treering import tokenizer as tokenizers
+from treering.backbone import context_length
+from treering.serving import playground
 from treering.serving.answers import EventStream, answer
 from treering.serving.errors import ApiError
 from treering.serving.guard import Guard
 from treering.serving.limits import Bodies, Places
-from treering.serving.requests import ChatRequest, CompletionRequest
+from treering.serving.requests import ChatRequest, CompletionRequest, Parameters, PlayRequest
 from treering.serving.served import Served
 
 T = TypeVar("T")
@@ -34,7 +37,7 @@ def create_app(served: Served, api_key: str | None = None) -> Starlette:
     def described(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": created, "owned_by": "treering"}
 
-    async def respond(kind: type[CompletionRequest] | type[ChatRequest], request: Request) -> Response:
+    async def respond(kind: type[Parameters], request: Request) -> Response:
         with ExitStack() as held:
             async with bodies.receive(request) as body:
                 held.callback(places.take())
@@ -57,6 +60,12 @@ def create_app(served: Served, api_key: str | None = None) -> Starlette:
         served.catalogue.find(name := request.path_params["name"])
         return JSONResponse(described(name))
 
+    async def page(request: Request) -> Response:
+        return HTMLResponse(playground.page(), headers=playground.headers())
+
+    async def playable(request: Request) -> Response:
+        return JSONResponse(_described(served))
+
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
@@ -66,6 +75,9 @@ def create_app(served: Served, api_key: str | None = None) -> Starlette:
             Route("/v1/chat/completions", partial(respond, ChatRequest), methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", one_model),
+            Route("/play", partial(respond, PlayRequest), methods=["POST"]),
+            Route("/play", playable),
+            Route("/", page),
             Route("/health", health),
         ],
         middleware=[Middleware(Guard, key=api_key)],
@@ -76,6 +88,21 @@ def create_app(served: Served, api_key: str | None = None) -> Starlette:
             Exception: _internal_error,
         },
     )
+
+
+def _described(served: Served) -> dict[str, Any]:
+    """What the page has to know of a model before anything is asked of it."""
+    catalogue = served.catalogue
+    return {
+        "model": catalogue.name,
+        "rule": catalogue.rule,
+        "experts": catalogue.experts,
+        "shared": catalogue.shared,
+        "rules": catalogue.rules,
+        "chat": bool(served.tokenizer.chat_template),
+        "context": context_length(served.model.config),
+        "separator": tokenizers.separator(served.tokenizer),
+    }
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -24,12 +24,18 @@ class Catalogue:
         self.name = name
         self._model = model
         self._variant = lru_cache(maxsize=64)(self._make)
-        rules: list[str] = []
-        experts: list[str] = []
+        self.rule: str | None = None
+        self.experts: list[str] = []
+        self.shared = 0
+        """Blocks that all experts have in common."""
+        self.rules: list[str] = []
+        """Those that join all experts with their default parameters."""
         if isinstance(model, ComposedModel):
-            rules, experts = list(RULES), list(model.experts)
-        known = [f"{name}:{rule}" for rule in rules] + [f"{name}{WITHOUT}{expert}" for expert in experts]
-        self.names = [name, *filter(self._has, known)]
+            self.rule, self.experts, trunks = str(model.rule), list(model.experts), model.tree.trunks.values()
+            self.shared = max((trunk.last for trunk in trunks if len(trunk.experts) == len(model.experts)), default=0)
+            self.rules = [rule for rule in RULES if self._has(f"{name}:{rule}")]
+        fewer = filter(self._has, [f"{name}{WITHOUT}{expert}" for expert in self.experts])
+        self.names = [name, *(f"{name}:{rule}" for rule in self.rules), *fewer]
         """The names that are listed; there are as many as there are parameters of rules and sets of experts."""
 
     def find(self, name: str) -> PreTrainedModel:

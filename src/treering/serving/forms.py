@@ -32,10 +32,15 @@ class Piece:
 
 
 class Usage(NamedTuple):
-    """Tokens read and written for a request. Each prompt is read once, whatever the number of its choices."""
+    """Tokens read and written for a request. Each prompt is read once, whatever the number of its choices.
+
+    Attributes:
+        seconds: from the first token of the last text to its last.
+    """
 
     read: int
     written: int
+    seconds: float = 0.0
 
     def told(self) -> dict[str, int]:
         """OpenAI's object."""
@@ -60,7 +65,7 @@ class Form(ABC):
     def event(self, piece: Piece, usage: Usage | None = None) -> str:
         """A piece, as a server-sent event; the last one tells of the ``usage``."""
         told = {"object": self.kinds[1], **self._head, "choices": [self._choice(piece) | self._delta(piece)]}
-        return f"data: {_json(told | ({'usage': usage.told()} if usage else {}))}\n\n"
+        return f"data: {_json(told | ({'usage': self._used(usage)} if usage else {}))}\n\n"
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> str:
         """All that was written, as JSON."""
@@ -68,11 +73,14 @@ class Form(ABC):
         for piece in pieces:
             by_choice.setdefault(piece.index, []).append(piece)
         choices = [self._choice(piece) | self._full(piece) for piece in map(_together, by_choice.values())]
-        return _json({"object": self.kinds[0], **self._head, "choices": choices, "usage": usage.told()})
+        return _json({"object": self.kinds[0], **self._head, "choices": choices, "usage": self._used(usage)})
 
     def _choice(self, piece: Piece) -> dict[str, Any]:
         logprobs = self._logprobs(piece.said) if piece.said is not None else None
         return {"index": piece.index, "logprobs": logprobs, "finish_reason": piece.reason}
+
+    def _used(self, usage: Usage) -> dict[str, Any]:
+        return usage.told()
 
     @abstractmethod
     def _logprobs(self, said: Sequence[Said]) -> dict[str, Any]:
@@ -122,6 +130,19 @@ class ChatForm(Form):
             return {"delta": {"content": piece.text} if piece.text else {}}
         self._begun.add(piece.index)
         return {"delta": {"role": "assistant", "content": piece.text}}
+
+
+class PlayForm(CompletionForm):
+    """The objects of ``/play``."""
+
+    prefix, kinds = "play", ("play", "play.chunk")
+
+    def _logprobs(self, said: Sequence[Said]) -> dict[str, Any]:
+        return self._spelling.of_play(said)
+
+    def _used(self, usage: Usage) -> dict[str, Any]:
+        speed = (usage.written - 1) / usage.seconds if usage.seconds else None
+        return usage.told() | {"tokens_per_second": speed and round(speed, 2)}
 
 
 def _together(pieces: Sequence[Piece]) -> Piece:

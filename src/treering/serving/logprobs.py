@@ -20,6 +20,22 @@ _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 """The bytes, by the characters that byte-level tokenizers write them as."""
 
 
+class Voice(NamedTuple):
+    """What one of those who speak in a composition said of a token before it came.
+
+    Attributes:
+        weight: how much the rule listened to it, from 0 to 1.
+        credit: its share in the token, see `treering.evaluation.attribution.credit`.
+        logprob, top: as in `Said`; None of one that the rule let rest.
+    """
+
+    name: str
+    weight: float
+    credit: float
+    logprob: float | None
+    top: list[tuple[int, float]] | None
+
+
 class Said(NamedTuple):
     """A token, and what the model said before it came.
 
@@ -27,12 +43,16 @@ class Said(NamedTuple):
         logprob: its own log-probability; None for the first token of a text, of which nothing was said.
         top: the likeliest tokens with theirs, from the likeliest on; None for the first.
         start: where it starts in the text, in characters.
+        voices: what each expert said of it; None if nobody asked.
+        product: the share that a rule with ``together`` gave the experts' product, from 0 to 1.
     """
 
     id: int
     logprob: float | None = None
     top: list[tuple[int, float]] | None = None
     start: int = 0
+    voices: list[Voice] | None = None
+    product: float | None = None
 
 
 def said(logits: Tensor, ids: Tensor, alternatives: int) -> list[Said]:
@@ -94,6 +114,27 @@ class Spelling:
         for other, logprob in sorted([(token.id, token.logprob), *token.top], key=lambda pair: -pair[1]):
             named.setdefault(self.name(other, "bytes:"), logprob)
         return named
+
+    def of_play(self, tokens: Sequence[Said]) -> dict[str, Any]:
+        """Of each token all that is known of it, in the terms of ``treering explain --json``."""
+        return {"tokens": [self._known(token) for token in tokens]}
+
+    def _known(self, token: Said) -> dict[str, Any]:
+        known = {"id": token.id, "token": self.name(token.id), "start": token.start, **self._likely(token)}
+        if token.voices:
+            known["experts"] = {
+                voice.name: {"weight": round(voice.weight, 6), "credit": round(voice.credit, 6), **self._likely(voice)}
+                for voice in token.voices
+            }
+        return known if token.product is None else known | {"product": round(token.product, 6)}
+
+    def _likely(self, of: Said | Voice) -> dict[str, Any]:
+        top = (
+            None
+            if of.top is None
+            else [{"id": i, "token": self.name(i), "logprob": round(logprob, 5)} for i, logprob in of.top]
+        )
+        return {"logprob": None if of.logprob is None else round(of.logprob, 5), "top": top}
 
     def of_chat(self, tokens: Sequence[Said]) -> dict[str, Any]:
         """The ``logprobs`` of a chat's choice."""

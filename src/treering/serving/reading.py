@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -15,8 +15,9 @@ from treering.errors import TreeringError
 from treering.evaluation import prompt_ids, require_room
 from treering.serving.catalogue import Catalogue
 from treering.serving.errors import ApiError
+from treering.serving.hearing import voices_of
 from treering.serving.limits import Limits
-from treering.serving.requests import ChatRequest, CompletionRequest, Parameters, parse
+from treering.serving.requests import ChatRequest, CompletionRequest, Parameters, PlayRequest, parse
 from treering.serving.templates import Renderer, TemplateError
 
 COMPLETION_TOKENS = 16
@@ -32,12 +33,16 @@ class Prompt:
         begin: how many of them nobody gave: the separator before a text.
         text: None if it was given as token IDs.
         room: how many tokens may be written after it.
+        written: how many of its last tokens are the beginning of the answer.
+        known: how many of these are not told again.
     """
 
     ids: list[int]
     begin: int
     text: str | None
     room: int
+    written: int = 0
+    known: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Asked:
     Attributes:
         alternatives: how many are told beside each token; None if no log-probabilities are.
         echo: the prompt is a part of the answer.
+        voices: who else is heard, see `voices_of`; None if only the model is.
     """
 
     parameters: Parameters
@@ -54,6 +60,7 @@ class Asked:
     prompts: list[Prompt]
     alternatives: int | None
     echo: bool
+    voices: tuple[str, ...] | None = None
 
 
 class Reader:
@@ -78,7 +85,7 @@ class Reader:
         if self._renderer is not None:
             self._renderer.close()
 
-    async def read(self, kind: type[CompletionRequest] | type[ChatRequest], body: bytes) -> Asked:
+    async def read(self, kind: type[Parameters], body: bytes) -> Asked:
         """What is asked for in the body of a request.
 
         Raises:
@@ -86,30 +93,48 @@ class Reader:
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, kind, body)
 
-    def _read(self, kind: type[CompletionRequest] | type[ChatRequest], body: bytes) -> Asked:
+    def _read(self, kind: type[Parameters], body: bytes) -> Asked:
         given = parse(kind, body)
         model = self._catalogue.find(given.model)
         require_tokens(model, given.logit_bias, "logit_bias")
         self._require_few(len(given.prompt) if isinstance(given, CompletionRequest) else 1, given.n)
-        if isinstance(given, ChatRequest):
+        if isinstance(given, PlayRequest):
+            asked = self._play(model, given)
+        elif isinstance(given, ChatRequest):
             tokens = given.max_completion_tokens or given.max_tokens
             prompt = self._prompt(model, self._conversation(given), tokens, None, "messages")
             asked = Asked(given, model, [prompt], (given.top_logprobs or 0) if given.logprobs else None, False)
         else:
+            assert isinstance(given, CompletionRequest)
             tokens, usual = given.max_tokens, COMPLETION_TOKENS
             prompts = [self._prompt(model, prompt, tokens, usual, "prompt") for prompt in given.prompt]
             asked = Asked(given, model, prompts, given.logprobs, given.echo)
         self._require_short(asked)
         return asked
 
+    def _play(self, model: PreTrainedModel, given: PlayRequest) -> Asked:
+        require_tokens(model, given.tokens, "tokens")
+        text, param = (self._conversation(given), "messages") if given.messages else (given.prompt, "prompt")
+        # Who plays gets what fits: a text is written on until the context ends.
+        tokens, usual = (0, None) if given.max_tokens == 0 else (None, given.max_tokens or COMPLETION_TOKENS)
+        prompt = self._prompt(model, text, tokens, usual, param, given.tokens)
+        return Asked(given, model, [replace(prompt, known=given.known)], given.top, given.echo, voices_of(model))
+
     def _prompt(
-        self, model: PreTrainedModel, given: str | list[int], tokens: int | None, usual: int | None, param: str
+        self,
+        model: PreTrainedModel,
+        given: str | list[int],
+        tokens: int | None,
+        usual: int | None,
+        param: str,
+        written: Sequence[int] = (),
     ) -> Prompt:
         """A prompt as the model reads it, with room for ``tokens`` after it, else for ``usual`` if they fit.
 
-        A text begins a document; token IDs are read as they are.
+        A text begins a document; token IDs are read as they are. After it stands what is ``written`` already.
         """
-        needed, context = 1 if tokens is None else tokens, context_length(model.config)
+        needed = int(not written) if tokens is None else tokens
+        context = context_length(model.config)
         try:
             if isinstance(given, str):
                 if len(given) > self._longest:  # no need to tokenise it
@@ -117,17 +142,18 @@ class Reader:
                         f"The text has more than {self._longest:,} characters; the model's context is {context:,} "
                         "tokens."
                     )
-                ids, begin, text = prompt_ids(model, self._tokenizer, given, needed), 1, given
+                ids, begin, text = prompt_ids(model, self._tokenizer, given, needed + len(written)), 1, given
             else:
                 require_tokens(model, given, param)
                 require_room(model, len(given), needed)
                 ids, begin, text = given, 0, None
         except TreeringError as error:
             raise ApiError(400, str(error), "context_length_exceeded", param) from error
+        ids = [*ids, *written]
         left = context - len(ids)
-        return Prompt(ids, begin, text, min(usual or left, left) if tokens is None else tokens)
+        return Prompt(ids, begin, text, min(usual or left, left) if tokens is None else tokens, len(written))
 
-    def _conversation(self, asked: ChatRequest) -> str:
+    def _conversation(self, asked: ChatRequest | PlayRequest) -> str:
         """The messages as one text, as the chat template lays them out."""
         if not self._tokenizer.chat_template:
             raise ApiError(
@@ -155,12 +181,17 @@ class Reader:
                 "n" if prompts == 1 else "prompt",
             )
 
+    @staticmethod
+    def _told(asked: Asked, prompt: Prompt) -> int:
+        """How many tokens of and after a prompt may be told."""
+        return prompt.room + (len(prompt.ids) if asked.echo else prompt.written - prompt.known)
+
     def _require_short(self, asked: Asked) -> None:
         """Raise an ApiError, 400, if an answer with its prompts or with log-probabilities might be too long."""
         if asked.alternatives is None and not asked.echo:
             return
-        each = 1 + (asked.alternatives or 0)
-        tokens = sum(prompt.room + asked.echo * len(prompt.ids) for prompt in asked.prompts) * asked.parameters.n
+        each = (1 + (asked.alternatives or 0)) * (1 + len(asked.voices or ()))
+        tokens = sum(self._told(asked, prompt) for prompt in asked.prompts) * asked.parameters.n
         if tokens * each > self._limits.tokens:
             raise ApiError(
                 400,

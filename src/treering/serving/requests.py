@@ -49,7 +49,7 @@ class StreamOptions(_Object):
 
 
 class Parameters(_Object):
-    """What both endpoints understand."""
+    """What all endpoints understand."""
 
     model: Name
     stream: bool = False
@@ -144,6 +144,38 @@ class ChatRequest(Parameters):
     def _of_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and not info.data.get("logprobs"):
             raise ValueError("it asks for alternatives, which need logprobs to be true")
+        return value
+
+
+class PlayRequest(Parameters):
+    """The body of ``POST /play``: a text or a conversation, and of the answer what has been written already.
+
+    Attributes:
+        tokens: the IDs of the answer's first tokens: written before, or put there.
+        known: so many of them are not told again.
+        top: alternatives to each token, the model's and each expert's.
+    """
+
+    prompt: str = ""
+    messages: list[Message] = Field([], max_length=MESSAGES)
+    tokens: list[Annotated[int, Field(ge=0, le=LARGEST)]] = []
+    known: int = Field(0, ge=0)
+    max_tokens: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
+    echo: bool = False
+    top: int = Field(5, ge=0, le=CHAT_LOGPROBS)
+
+    @field_validator("messages")
+    @classmethod
+    def _instead_of_a_prompt(cls, value: list[Message], info: ValidationInfo) -> list[Message]:
+        if value and info.data.get("prompt"):
+            raise ValueError("give a prompt or messages, not both")
+        return value
+
+    @field_validator("known")
+    @classmethod
+    def _among_the_tokens(cls, value: int, info: ValidationInfo) -> int:
+        if value > (given := len(info.data.get("tokens", ()))):
+            raise ValueError(f"{given} tokens were given")
         return value
 
 

@@ -72,7 +72,12 @@ def serve(
         prompt_ids(served.model, served.tokenizer, "", 1)  # what can never work is said before anybody asks
         host, port = listener.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        console.print(f"{served.name} at {address}/v1; Ctrl-C stops it", highlight=False, markup=False)
+        console.print(
+            f"{served.name} at {address}/v1, to play with at {address}/; Ctrl-C stops it",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         with served:
             http_server(served, api_key).run(sockets=[listener])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections import OrderedDict
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from transformers.generation.streamers import BaseStreamer
 from treering.backbone import keeps_keys_and_values
 from treering.composition import ComposedModel, draw
 from treering.serving.forms import Piece, Reason, Usage
-from treering.serving.logprobs import Said, said
+from treering.serving.hearing import Heard, heard_by, told
+from treering.serving.logprobs import Said
 from treering.serving.reading import Asked, Prompt
 from treering.serving.requests import Parameters
 from treering.serving.served import Served
@@ -55,18 +56,19 @@ class Writing:
         """Write all."""
         prompts, n, written = self._asked.prompts, self._asked.parameters.n, 0
         for number, prompt in enumerate(prompts):
-            cache, heard = self._read(prompt) if self._is_read_apart(prompt) else (None, [])
-            echo = self._echo(prompt, heard) if self._asked.echo else None
+            begin = len(prompt.ids) - prompt.written
+            cache, heard = self._read(prompt) if self._is_read_apart(prompt) else (None, [*map(Said, prompt.ids)])
+            echo = self._echo(prompt, heard[:begin]) if self._asked.echo else None
             for choice in range(n):
                 index, is_last = number * n + choice, (number, choice) == (len(prompts) - 1, n - 1)
                 if echo is not None:
                     self._tell(replace(echo, index=index), None)
-                begin = len(echo.text) if echo else 0
-                text = _Text(self._served.tokenizer, self._asked, index, begin, self._tell, self._between)
+                after = len(echo.text) if echo else 0
+                text = _Text(self._served.tokenizer, self._asked, index, after, self._tell, self._between)
                 own = cache if choice == n - 1 else copy.deepcopy(cache)
-                last = self._write(prompt, text, choice, own)
-                written += len(text.written.ids)
-                usage = Usage(sum(len(prompt.ids) for prompt in prompts), written)
+                last = self._write(prompt, text, heard[begin:], choice, own)
+                written += len(text.written.ids) - prompt.written
+                usage = Usage(sum(len(prompt.ids) for prompt in prompts), written, text.seconds)
                 self._tell(last, usage if is_last else None)
 
     @property
@@ -81,54 +83,67 @@ class Writing:
             and self._asked.alternatives is None
         )
 
-    @property
-    def _tells_prompt(self) -> bool:
-        """Whether the answer says what the model said of the prompt."""
-        return self._asked.echo and self._asked.alternatives is not None
+    def _told_from(self, prompt: Prompt) -> int:
+        """The first of a prompt's tokens of which the answer tells what the model said; their number if of none."""
+        if self._asked.echo and self._asked.alternatives is not None:
+            return prompt.begin
+        return len(prompt.ids) - prompt.written + prompt.known
 
     def _is_read_apart(self, prompt: Prompt) -> bool:
         """Whether a prompt is read before a text is begun: because it is told of, or has several."""
         several = self._asked.parameters.n > 1 and prompt.room > 0 and not self._is_drawn
-        return self._tells_prompt or (several and keeps_keys_and_values(self._asked.model))
+        is_told = self._told_from(prompt) < len(prompt.ids)
+        return is_told or (several and keeps_keys_and_values(self._asked.model))
 
     @torch.no_grad()
     def _read(self, prompt: Prompt) -> tuple[Cache | None, list[Said]]:
         """Read all of a prompt but its last token: a piece at a time, if keys and values are kept of it.
 
         Returns:
-            What is cached of it, and what the model said of all tokens but the first, if that is to be told.
+            What is cached of it, and for each of its tokens what the model said of it, if that is to be told.
         """
-        model: Any = self._asked.model
+        said, voices = list[Heard](), self._asked.voices or ()
+        model: Any = heard_by(said.append, self._asked.model, bool(voices))
         ids = torch.tensor(prompt.ids, device=model.device)
         cached: Any = {"use_cache": True} if keeps_keys_and_values(model) else {}
-        at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size) if cached else len(ids)
-        heard = list[Said]()
+        at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size // (1 + len(voices))) if cached else len(ids)
+        first = max(1, self._told_from(prompt))
+        heard = [*map(Said, prompt.ids[:1])]
         self._require_reader()
         with self._served.turns:
             for piece in filter(len, ids[:-1].split(at_once)):
                 read = model(piece[None], **cached)
                 if cached:
                     cached["past_key_values"] = read.past_key_values
-                if self._tells_prompt:
-                    following = ids[len(heard) + 1 :][: len(piece)]
-                    heard += said(read.logits[0], following, self._asked.alternatives or 0)
+                following, untold = ids[len(heard) :][: len(piece)], min(len(piece), max(0, first - len(heard)))
+                heard += map(Said, following[:untold].tolist())
+                if untold < len(piece):
+                    after = said[-1].since(untold)
+                    heard += told(after, following[untold:], self._asked.alternatives or 0, voices)
+                said.clear()
                 self._between()
         return cached.get("past_key_values"), heard
 
     def _echo(self, prompt: Prompt, heard: list[Said]) -> Piece:
         """A prompt as the beginning of an answer."""
-        shown = prompt.ids[prompt.begin :]
-        text, starts = laid_out(self._served.tokenizer, shown)
+        tokens = heard[prompt.begin :]
+        text, starts = laid_out(self._served.tokenizer, [token.id for token in tokens])
         text = text if prompt.text is None else prompt.text
         if self._asked.alternatives is None:
             return Piece(0, text)
-        tokens = [*map(Said, shown[:1]), *heard[prompt.begin :]]
+        if self._asked.voices is None:  # of the first, OpenAI tells nothing
+            tokens[:1] = [Said(token.id) for token in tokens[:1]]
         placed = [token._replace(start=min(at, len(text))) for token, at in zip(tokens, starts, strict=True)]
         return Piece(0, text, placed)
 
-    def _write(self, prompt: Prompt, text: _Text, choice: int, cache: Cache | None) -> Piece:
-        """Write one text; returns the last piece of it."""
+    def _write(self, prompt: Prompt, text: _Text, begun: Sequence[Said], choice: int, cache: Cache | None) -> Piece:
+        """Write one text, or the rest of one that is ``begun``; returns the last piece of it."""
+        try:
+            text.begin(begun, prompt.known)
+        except Stopped:
+            return text.rest("stop", is_cut=True)
         if not prompt.room:
+            text.end()
             return text.rest("length")
         asked, model = self._asked.parameters, self._asked.model
         ids = torch.tensor([prompt.ids], device=model.device)
@@ -141,10 +156,11 @@ class Writing:
                 if self._is_drawn:
                     draw(model, ids, prompt.room, text, self._served.alone)
                 else:
-                    writer: Any = model if self._asked.alternatives is None else heard_by(text.hear, model)
-                    begun = {} if cache is None else {"past_key_values": cache}
+                    voices, tells = bool(self._asked.voices), self._asked.alternatives is not None
+                    writer: Any = heard_by(text.hear, model, voices) if tells else model
+                    read = {} if cache is None else {"past_key_values": cache}
                     mask = torch.ones_like(ids)
-                    writer.generate(ids, attention_mask=mask, generation_config=config, streamer=text, **begun)
+                    writer.generate(ids, attention_mask=mask, generation_config=config, streamer=text, **read)
         except Stopped:
             return text.rest("stop", is_cut=True)
         ends = config.eos_token_id
@@ -182,18 +198,39 @@ class _Text(BaseStreamer):
     ) -> None:
         self.written = Written(tokenizer, asked.parameters.stop, self._send, between)
         self._alternatives = asked.alternatives
+        self._voices = asked.voices or ()
         self._index, self._begin, self._tell = index, begin, tell
         self._said: list[Said] = []
-        self._told = 0
+        self._told = self._known = self._characters = 0
+        self._times: list[float] = []
 
-    def hear(self, logits: Tensor) -> None:
-        """Take what the model says of the next token [1, position, vocab]."""
-        self._heard = logits[0, -1:]
+    @property
+    def seconds(self) -> float:
+        """From the first token that was written to the last."""
+        return self._times[-1] - self._times[0] if self._times else 0.0
+
+    def begin(self, tokens: Sequence[Said], known: int) -> None:
+        """Take tokens that were written before; so many of them are known and not told again.
+
+        Raises:
+            Stopped: a stop string is complete.
+        """
+        self._known = self._told = known
+        for token in tokens:
+            self._said.append(token)
+            self.written.take(token.id)
+
+    def hear(self, heard: Heard) -> None:
+        """Take what is said of the next token, at the last of some positions."""
+        self._heard = heard.since(len(heard.logits) - 1)
 
     def put(self, value: Tensor) -> None:
         """Take the next token [1]; the first call brings the prompt [1, tokens]."""
-        if self._alternatives is not None and value.dim() == 1:
-            self._said += said(self._heard, value.to(self._heard.device), self._alternatives)
+        if value.dim() == 1:
+            self._times = [*self._times[:1], time.monotonic()]
+            if self._alternatives is not None:
+                came = value.to(self._heard.logits.device)
+                self._said += told(self._heard, came, self._alternatives, self._voices)
         self.written.put(value)
 
     def end(self) -> None:
@@ -204,23 +241,20 @@ class _Text(BaseStreamer):
         return Piece(self._index, "", self._until(self._told if is_cut else len(self._said)), reason)
 
     def _send(self, text: str) -> None:
-        self._tell(Piece(self._index, text, self._until(self.written.certain)), None)
+        before, self._characters = self._characters, self._characters + len(text)
+        if self._known:  # what stands before the first token that is told is known as well
+            after = self.written.starts[self._known :][:1]
+            text = text[max(0, after[0] - before) :] if after else ""
+        if text:
+            self._tell(Piece(self._index, text, self._until(self.written.certain)), None)
 
     def _until(self, end: int) -> list[Said] | None:
         """The tokens up to a certain one that have not been told yet."""
         if self._alternatives is None:
             return None
-        begin, self._told = self._told, end
+        begin, self._told = self._told, max(self._told, end)
         starts = self.written.starts[begin:end]
         return [s._replace(start=self._begin + at) for s, at in zip(self._said[begin:end], starts, strict=True)]
-
-
-def heard_by(hear: Callable[[Tensor], None], model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, on the same modules, with somebody who hears its logits [batch, position, vocab]."""
-    other = copy.copy(model)
-    other._forward_hooks = OrderedDict(model._forward_hooks)
-    other.register_forward_hook(lambda module, inputs, output: hear(output.logits))
-    return other
 
 
 def seed_of(seed: int, choice: int) -> int:

@@ -116,10 +116,17 @@ class Written(BaseStreamer):
             Stopped: a stop string is complete; the text ends before it.
         """
         self._between()
-        if not self._prompt_came:
-            self._prompt_came = True
-            return
-        self.ids += value.tolist()
+        if self._prompt_came:
+            self.take(int(value))
+        self._prompt_came = True
+
+    def take(self, token: int) -> None:
+        """Take the next token; like `put`, whoever wrote it.
+
+        Raises:
+            Stopped: see `put`.
+        """
+        self.ids.append(token)
         self.starts.append(self._decoded)
         last = str(self._tokenizer.convert_ids_to_tokens(self.ids[-1]))
         if re.fullmatch("<0x..>", last) or not self._decode(self.ids[-1:]):
@@ -168,8 +175,7 @@ class Written(BaseStreamer):
 def laid_out(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> tuple[str, list[int]]:
     """The text of some tokens, and where in it each of them starts."""
     written = Written(tokenizer, [])
-    written.put(torch.tensor([ids]))
     for token in ids:
-        written.put(torch.tensor([token]))
+        written.take(token)
     written.end()
     return written.text, written.starts
