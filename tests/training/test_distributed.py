@@ -25,7 +25,7 @@ from treering.tokenizer import load as load_tokenizer
 from treering.training import Training, train
 from treering.training.checkpoints import AtomicTrainer
 
-folder, output, how = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+folder = sys.argv[1]
 rank = os.environ.get("RANK", "0")
 
 def step(trainer, model, inputs, *args):
@@ -39,35 +39,44 @@ def step(trainer, model, inputs, *args):
     return loss * math.nan if number == how.get("diverge") and rank == "1" else loss
 
 AtomicTrainer.training_step = step
-torch.manual_seed(0)
-config = gpt_neox(PRESETS["tiny"])
 tokenizer, substrate = load_tokenizer(folder + "/substrate"), load(folder + "/substrate")
-config.vocab_size = len(tokenizer)
-batch = how.get("batch", 256)
-settings = Training(
-    tokens=2048, batch_tokens=batch, micro_batch_tokens=how.get("micro", 128), evaluations=1, checkpoint_steps=2
-).model_copy(update=how.get("training", {}))
-try:
-    train(dock(config, substrate, tokenizer), tokenizer, Corpus.load(folder + "/corpus"), output, settings)
-except (TreeringError, Interrupted) as error:
-    print(f"process {rank}: {error}", flush=True)
-    sys.exit(2)
+failed = False
+for output, how in json.loads(sys.argv[2]):
+    torch.manual_seed(0)
+    config = gpt_neox(PRESETS["tiny"])
+    config.vocab_size = len(tokenizer)
+    settings = Training(
+        tokens=2048,
+        batch_tokens=how.get("batch", 256),
+        micro_batch_tokens=how.get("micro", 128),
+        evaluations=1,
+        checkpoint_steps=2,
+    ).model_copy(update=how.get("training", {}))
+    if rank == "0" and "damage" in how:
+        os.unlink(f"{output}.unfinished/{how['damage']}")
+    try:
+        train(dock(config, substrate, tokenizer), tokenizer, Corpus.load(folder + "/corpus"), output, settings)
+        failed = False
+    except (TreeringError, Interrupted) as error:
+        print(f"process {rank}: {error}", flush=True)
+        failed = True
+sys.exit(2 if failed else 0)
 """
 
 
 @pytest.fixture
 def start(substrate, tokenizer, corpus, tmp_path):
-    """``start(processes, output, **how)``: exit code and what was said."""
+    """``start(processes, (output, how), …)``: the exit code of the last of several runs, and what all of them said."""
     (tmp_path / "substrate").mkdir()
     substrate.save(tmp_path / "substrate", tokenizer)
     (tmp_path / "corpus").symlink_to(corpus.directory)
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
-    def launch(processes, output, **how):
+    def launch(processes, *runs):
         launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         launcher += [] if processes == 1 else [str(processes)]
-        command = [sys.executable, *launcher, tmp_path / "script.py", tmp_path, output, json.dumps(how)]
+        command = [sys.executable, *launcher, tmp_path / "script.py", tmp_path, json.dumps(runs, default=str)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         return done.returncode, done.stdout + done.stderr
 
@@ -86,10 +95,12 @@ def read(output):
 @pytest.mark.slow
 def test_the_same_text_in_the_same_order_whatever_the_number_of_processes(start, substrate, corpus, tmp_path):
     """Begun on one, gone on with on two and back on one, against one alone; each step reads what is documented."""
-    for processes, how in ((1, {"stop": 3}), (2, {"stop": 5}), (1, {})):
-        code, said = start(processes, tmp_path / "changing", **how)
-        assert code == 0 if not how else f"process 0: Stopped at step {how['stop']} of 8" in said, said
-    assert start(1, tmp_path / "alone", micro=256)[0] == 0
+    changing, alone = tmp_path / "changing", tmp_path / "alone"
+    code, said = start(1, (alone, {"micro": 256}), (changing, {"stop": 3}))
+    assert alone.exists() and "process 0: Stopped at step 3 of 8" in said, said
+    assert "process 0: Stopped at step 5 of 8" in start(2, (changing, {"stop": 5}))[1]
+    code, said = start(1, (changing, {}))
+    assert code == 0, said
     order = reading_order(len(corpus.train), 0, 0, 32).tolist()
     rows = [[int(i) for i in corpus.train[row]["input_ids"]] for row in order]
     expected = {step: sorted(rows[4 * (step - 1) : 4 * step]) for step in range(1, 9)}
@@ -104,26 +115,24 @@ def test_the_same_text_in_the_same_order_whatever_the_number_of_processes(start,
 
 @pytest.mark.slow
 def test_what_stops_one_process_stops_all_with_a_message(start, tmp_path):
-    with locked(tmp_path / "out"):
-        code, said = start(2, tmp_path / "out")
+    with locked(tmp_path / "held"):
+        runs = (tmp_path / "held", {}), (tmp_path / "out", {"diverge": 4}), (tmp_path / "odd", {"batch": 192})
+        code, said = start(2, *runs)
     assert code != 0
     assert len(re.findall(rf"process [01]: .*?is being written already \(pid {os.getpid()}\)", said)) == 2, said
-    code, said = start(2, tmp_path / "out", diverge=4)
-    assert code != 0 and not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
     assert len(re.findall(r"process [01]: Training diverged: the .*? is.*? at step 4", said)) == 2, said
     assert [path.name for path in (tmp_path / "out.unfinished").glob("checkpoint-*")] == ["checkpoint-2"]
-    code, said = start(2, tmp_path / "odd", batch=192)
-    assert code != 0
     assert len(re.findall(r"process [01]: A step reads 3 blocks .*? which 2 processes cannot share evenly", said)) == 2
 
 
 @pytest.mark.slow
 def test_two_processes_agree_on_the_checkpoint(start, tmp_path):
     """The newest is damaged: both go on from the one before, and end as one that was never disturbed."""
-    assert start(2, tmp_path / "whole")[0] == 0
-    assert "Stopped at step 5" in start(2, tmp_path / "parts", stop=5)[1]
-    (tmp_path / "parts.unfinished" / "checkpoint-5" / "rng_state_1.pth").unlink()
-    code, said = start(2, tmp_path / "parts")
+    parts = tmp_path / "parts"
+    damage = {"damage": "checkpoint-5/rng_state_1.pth"}
+    code, said = start(2, (tmp_path / "whole", {}), (parts, {"stop": 5}), (parts, damage))
+    assert "Stopped at step 5" in said
     assert code == 0, said
     assert "checkpoint-5 cannot be used" in said.replace("\n", " ") and "going on from step 4" in said
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
@@ -134,12 +143,12 @@ def test_two_processes_agree_on_the_checkpoint(start, tmp_path):
 def test_two_processes_keep_the_same_best(start, tmp_path):
     """At a rate that grows until it does harm; stopped after the best was found."""
     worsens = {"training": {"evaluations": 8, "learning_rate": 1.0, "warmup": 0.9}}
-    assert start(2, tmp_path / "whole", **worsens)[0] == 0
-    assert "Stopped at step 5" in start(2, tmp_path / "parts", stop=5, **worsens)[1]
-    code, said = start(2, tmp_path / "parts", **worsens)
+    parts = tmp_path / "parts"
+    code, said = start(2, (tmp_path / "whole", worsens), (parts, worsens | {"stop": 5}), (parts, worsens))
+    assert "Stopped at step 5" in said
     assert code == 0 and "going on from step 5" in said, said
     measured = [json.loads((tmp_path / name / "training.json").read_text())["measured"] for name in ("whole", "parts")]
     assert measured[0]["kept_step"] == measured[1]["kept_step"] < 5
-    assert said.count(f"kept step {measured[0]['kept_step']} of 8") == 2  # what each process prints here
+    assert said.count(f"kept step {measured[0]['kept_step']} of 8") == 4  # by either process, of either run
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1]
