@@ -114,7 +114,6 @@ class Substrate:
             fingerprint.
         fingerprint: SHA-256 (hex) of recipe and bytes; two models with the same fingerprint speak through the
             same interface.
-        frozen: ``False`` only for the trainable control.
     """
 
     matrix: torch.Tensor
