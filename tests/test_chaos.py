@@ -13,7 +13,7 @@ CHAOS = Path(__file__).parents[1] / "benchmarks" / "chaos.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("only", "kills", "damages"), [("train", 4, 4), ("grow, int8", 2, 2), ("compose", 6, 0)])
+@pytest.mark.parametrize(("only", "kills", "damages"), [("train", 2, 2), ("grow, int8", 1, 1), ("compose", 3, 0)])
 def test_nothing_is_lost_by_a_kill_or_damage(only, kills, damages):
     arguments = ["--only", only, "--kills", f"{kills}", "--damages", f"{damages}", "--seed", "11"]
     command = [sys.executable, CHAOS, *arguments]

@@ -211,15 +211,15 @@ def test_a_directory_that_does_not_say_whose_it_is_is_left_alone(run, parts):
     assert sorted(unfinished.rglob("*")) == before
 
 
-def test_every_bit_of_a_record_counts(tmp_path):
+def test_every_byte_of_a_record_counts(tmp_path):
     console = Console(file=io.StringIO(), width=500)
     path = tmp_path / "run.json"
     value = {"seed": 1, "origin": {"names": ["ё"]}}
     write_record(path, value)
     content = path.read_bytes()
-    for number in range(8 * len(content)):
+    for at in range(len(content)):
         damaged = bytearray(content)
-        damaged[number // 8] ^= 1 << number % 8
+        damaged[at] ^= 1 << at % 8
         path.write_bytes(damaged)
         assert read_record(path, console) == value
     path.write_bytes(damaged)
