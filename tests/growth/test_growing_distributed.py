@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from treering.cli.main import app
 
-
 WAYS = ("stacked", "turns", "looped")
 SCRIPT = """
 import sys
