@@ -94,9 +94,13 @@ def of(*languages: str) -> list[Block]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The commands of a shell block, as words: without comments, prompts, variables and what their output goes to."""
-    for line in text.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars="|>;&")
+    """The commands of a shell block, as words: without comments, prompts, variables and what their output goes to.
+
+    Where a line has a prompt, those without one are what commands print.
+    """
+    lines = text.replace("\\\n", " ").splitlines()
+    for line in [line[2:] for line in lines if line.startswith("$ ")] or lines:
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="|>;&")
         lexer.whitespace_split = True
         words: list[str] = []
         for word in [*lexer, "|"]:
