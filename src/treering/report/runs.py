@@ -155,7 +155,7 @@ def _curve(name: str, history: Sequence[Mapping[str, Any]], stages: Mapping[int,
 
 
 def _validations(entries: Sequence[Mapping[str, Any]]) -> Grid:
-    rows = [(f"{e['step']:,}", [f"{e['tokens']:,}", f"{e['eval_bits_per_byte']:.3f}"]) for e in entries]
+    rows = [(f"{e['step']:,}", [f"{e['tokens']:,.0f}", f"{e['eval_bits_per_byte']:.3f}"]) for e in entries]
     return Grid(["step", "tokens", "validation bits per byte"], rows)
 
 
