@@ -152,7 +152,7 @@ def guesses(wrong: DocumentLosses) -> bool:
 
 def stage(depth: int, way: str = STACKED) -> str:
     """What a grown model is called after the stage that made it so deep."""
-    return f"{way}, {depth} blocks"
+    return f"{way}, at depth {depth}"
 
 
 def expert(name: str) -> str:

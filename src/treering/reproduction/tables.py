@@ -80,14 +80,14 @@ def _ranged(values: Sequence[float]) -> str:
 
 def as_claims_table(findings: Sequence[Finding]) -> Table:
     """A row for each claim and contrast: the change, the widest interval of all seeds, the verdict."""
-    table = Table("claim", "claimed by", "measured", box=None)
+    table = Table("", "claim", "claimed by", "measured", box=None)
     for column in ("change", "95% interval, all seeds", "verdict"):
         table.add_column(column, justify="right")
-    for finding in findings:
+    for number, finding in enumerate(findings, 1):
         claim = finding.claim
-        parts = finding.measured or (None,)
-        for at, part in enumerate(parts):
+        for at, part in enumerate(finding.measured or (None,)):
             table.add_row(
+                "" if at else f"{number}",
                 "" if at else f"{claim.part}: {claim.words}",
                 "" if at else claim.source,
                 claim.beyond or claim.fact if part is None else contrast_in_words(part),
@@ -117,25 +117,30 @@ def bounds(measured: Measured) -> tuple[float, float]:
 
 
 def drawn(found: Reproduction) -> Figure:
-    """Every contrast with its interval for each seed, in one column, by the verdict of its claim.
+    """Every contrast with its interval for each seed, by the verdict of its claim, whose number stands before it.
 
     The scale is linear to 2% and logarithmic beyond: some changes are fifty times others.
     """
-    lines = [(finding, one) for finding in found.findings for one in finding.measured]
+    numbered = enumerate(found.findings, 1)
+    lines = [(number, finding, one) for number, finding in numbered for one in finding.measured]
     figure = blank(10.5, 1.6 + 0.3 * len(lines))
     axes = figure.subplots()
-    for at, (finding, measured) in enumerate(lines):
+    for at, (_, finding, measured) in enumerate(lines):
         _draw(axes, at, finding, measured)
     axes.axvline(0, color="#888888", linewidth=0.8)
     axes.set_xscale("symlog", linthresh=2, linscale=1.5)
     ticks = [-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100]
     axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks], fontsize=8)
-    axes.set_yticks(range(len(lines)), [contrast_in_words(measured) for _, measured in lines], fontsize=8)
+    labels = [f"{contrast_in_words(measured)}  {number}" for number, _, measured in lines]
+    axes.set_yticks(range(len(lines)), labels, fontsize=8)
     axes.set_ylim(len(lines) - 0.4, -0.6)
-    axes.set_xlabel("change of bits per byte or mistakes, %: less is better (a line for each seed, 95% interval)")
+    figure.supxlabel(
+        "change of bits per byte or mistakes, %: less is better; a line for each seed, 95% interval; dotted: no worse",
+        fontsize=9,
+    )
     axes.grid(alpha=0.25, linewidth=0.5, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
-    for verdict in {finding.verdict: None for finding, _ in lines}:
+    for verdict in dict.fromkeys(finding.verdict for _, finding, _ in lines):
         marker, colour = MARKS[verdict]
         axes.plot([], [], marker, color=colour, label=verdict)
     figure.legend(frameon=False, fontsize=8, ncols=4, loc="outside upper right", title="the claim")
