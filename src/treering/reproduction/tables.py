@@ -129,7 +129,7 @@ def drawn(found: Reproduction) -> Figure:
         _draw(axes, at, finding, measured)
     axes.axvline(0, color="#888888", linewidth=0.8)
     axes.set_xscale("symlog", linthresh=2, linscale=1.5)
-    ticks = [-50, -20, -5, -2, -1, 0, 1, 2, 5, 20, 50, 100]
+    ticks = [-50, -20, -5, -2, -1, 0, 1, 2, 5, 20, 100]
     axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks], fontsize=8)
     labels = [f"{contrast_in_words(measured)}  {number}" for number, _, measured in lines]
     axes.set_yticks(range(len(lines)), labels, fontsize=8)
