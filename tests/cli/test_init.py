@@ -12,6 +12,7 @@ from treering.growth import GrowthRecipe
 from treering.growth.continual import ContinualRecipe
 from treering.growth.study import StudyRecipe
 from treering.recipe import load_recipe
+from treering.reproduction import ReproductionRecipe
 from treering.training import ExpertRecipe
 
 SCHEMAS = {
@@ -21,6 +22,7 @@ SCHEMAS = {
     "study.yaml": (StudyRecipe, ["tokenizer=t", "data=d", "output=o"]),
     "continual.yaml": (ContinualRecipe, ["output=o"]),
     "overlap.yaml": (OverlapRecipe, ["output=o"]),
+    "reproduction.yaml": (ReproductionRecipe, ["output=o"]),
 }
 
 

@@ -26,6 +26,7 @@ from treering.evaluation.overlap import OverlapRecipe
 from treering.growth import PLANS, GrowthRecipe
 from treering.growth.continual import ContinualRecipe
 from treering.growth.study import StudyRecipe
+from treering.reproduction import ReproductionRecipe
 from treering.training import ExpertRecipe
 
 
@@ -66,6 +67,7 @@ def joined(tokenizer, expert, tmp_path_factory):
         "study growth recipe.yaml",
         "study continual recipe.yaml",
         "study composition recipe.yaml",
+        "study reproduction recipe.yaml",
         "data prepare --recipe recipe.yaml",
         "data prepare x.txt -t t -o o",
     ],
@@ -148,6 +150,7 @@ def test_every_group_has_an_example_of_one_of_its_commands():
         (("study", "growth"), StudyRecipe),
         (("study", "continual"), ContinualRecipe),
         (("study", "composition"), OverlapRecipe),
+        (("study", "reproduction"), ReproductionRecipe),
         (("data", "prepare"), CorpusRecipe),
     ],
 )

@@ -135,3 +135,48 @@ def growth(
     else:
         print_table(results(), as_study_table(outcomes))
     _leave_page(chosen.output)
+
+
+@app.command()
+def reproduction(
+    recipe: Annotated[
+        Path, typer.Argument(help="YAML file; treering init writes a commented one, recipes/reproduction.yaml")
+    ],
+    output: Output = None,
+    set_: arguments.SetOfOverlap = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the rows and what they cost, and stop")] = False,
+    json: Json = False,
+) -> None:
+    """The claims of the papers that Treering comes from, tried at small scale, with a verdict on each.
+
+    Example: treering study reproduction recipes/reproduction.yaml --set seeds=[0] -o reproduction
+    """
+    from dataclasses import asdict
+
+    from rich import print_json
+
+    from treering.cli.console import print_table, progress, results
+    from treering.output import write_file
+    from treering.recipe import load_recipe
+    from treering.report import as_png
+    from treering.reproduction import (
+        ReproductionRecipe,
+        as_claims_table,
+        as_cost_table,
+        as_rows_table,
+        drawn,
+        expected,
+        reproduce,
+    )
+
+    chosen = load_recipe(recipe, ReproductionRecipe, {"output": output}, set_ or ())
+    if dry_run:
+        print_table(results(), as_cost_table(expected(chosen), len(chosen.rates), len(chosen.seeds)))
+        return
+    found = reproduce(chosen, progress())
+    write_file(Path(chosen.output) / "reproduction.png", as_png(drawn(found)))
+    if json:
+        print_json(data=asdict(found))
+    else:
+        print_table(results(), as_rows_table(found))
+        print_table(results(), as_claims_table(found.findings))

@@ -131,8 +131,15 @@ class OwnedTexts:
 
     def pooled(self) -> Path:
         """All texts in one corpus, of which as much is read of each kind."""
-        sources = [Source(path=os.fspath(self._lines(kind, WHOLE, 1)), name=kind, weight=1) for kind in self.kinds]
-        return self._prepared(self.output / "corpora" / "pooled", sources)
+        return self.together("pooled", dict.fromkeys(self.kinds, (WHOLE, 1)))
+
+    def together(self, name: str, parts: Mapping[str, tuple[Cell, int]]) -> Path:
+        """What owners, from 1, have of several kinds, in one corpus of which as much is read of each."""
+        sources = [
+            Source(path=os.fspath(self._lines(kind, cell, owner)), name=kind, weight=1)
+            for kind, (cell, owner) in parts.items()
+        ]
+        return self._prepared(self.output / "corpora" / name, sources)
 
     def calibration(self, kind: str) -> list[str]:
         """The documents of a kind to choose on."""

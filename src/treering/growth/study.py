@@ -109,30 +109,42 @@ def study(recipe: StudyRecipe, console: Console | None = None) -> list[Outcome]:
             "with --calibration 0.05, say."
         )
     with locked(output):
-        tokenizer = load_tokenizer(recipe.tokenizer)
-        for kind in dict.fromkeys(("glyph", *recipe.kinds)):
-            place = output / "substrates" / kind
-            if not place.exists():
-                with staged_directory(place) as staging:
-                    width = recipe.backbone.shape().d_model
-                    substrates.build(tokenizer, width, kind=kind).save(staging, tokenizer)
+        make_substrates(recipe)
         chosen: dict[str, Training] = {}
         for number, row in enumerate(made, 1):
             console.print(f"[bold]{row.name}[/] ({number} of {len(made)})", highlight=False)
             chosen[row.name] = search(recipe, row, console)
             for seed in recipe.seeds:
-                if math.isinf(run(recipe, row, _seeded(chosen[row.name], seed), console)):
-                    raise TreeringError(
-                        f"The row {row.name} diverged with seed {seed}, at a rate ({chosen[row.name].learning_rate:g}) "
-                        f"chosen with seed {recipe.seeds[0]}. Choose another output, with lower rates in "
-                        "search.learning_rate or with other seeds."
-                    )
-        measured = {
-            row.name: [measure(recipe, row, _seeded(chosen[row.name], s)) for s in recipe.seeds] for row in made
-        }
+                finish(recipe, row, chosen[row.name], seed, console)
+        measured = {row.name: [measure(recipe, row, seeded(chosen[row.name], s)) for s in recipe.seeds] for row in made}
         found = compare(recipe, made, chosen, measured)
         write_file(output / "study.json", json.dumps([asdict(outcome) for outcome in found], indent=1))
     return found
+
+
+def make_substrates(recipe: StudyRecipe) -> None:
+    """Make the substrates of a study, glyphs always among them, where they are not there yet."""
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    for kind in dict.fromkeys(("glyph", *recipe.kinds)):
+        place = Path(recipe.output) / "substrates" / kind
+        if not place.exists():
+            with staged_directory(place) as staging:
+                width = recipe.backbone.shape().d_model
+                substrates.build(tokenizer, width, kind=kind).save(staging, tokenizer)
+
+
+def finish(recipe: StudyRecipe, row: Row, chosen: Training, seed: int, console: Console) -> None:
+    """Train a row with a seed in the settings that were chosen for it, if that run is not there yet.
+
+    Raises:
+        TreeringError: it diverges, which it did not with the seed that they were chosen with.
+    """
+    if math.isinf(run(recipe, row, seeded(chosen, seed), console)):
+        raise TreeringError(
+            f"The row {row.name} diverged with seed {seed}, at a rate ({chosen.learning_rate:g}) "
+            f"chosen with seed {recipe.seeds[0]}. Choose another output, with lower rates in "
+            "search.learning_rate or with other seeds."
+        )
 
 
 def rows(recipe: StudyRecipe) -> list[Row]:
@@ -155,12 +167,10 @@ def rows(recipe: StudyRecipe) -> list[Row]:
     ]
     found = [Row(*each, whole) for each in named]
     if recipe.equal_compute:
-        budget = _flops(plans.monolithic(depth), whole, shape)
+        budget = flops(plans.monolithic(depth), whole, shape)
         for name, kind, own in named:
             if name in ("grown, glyph", "shallow, glyph"):
-                found.append(
-                    Row(f"{name}, equal compute", kind, own, round(whole * budget / _flops(own, whole, shape)))
-                )
+                found.append(Row(f"{name}, equal compute", kind, own, round(whole * budget / flops(own, whole, shape))))
     places = [row.directory for row in found]
     if twice := sorted({place for place in places if places.count(place) > 1}):
         raise TreeringError(f"Two runs of the study would be called {twice[0]}. Give the plans under more other names.")
@@ -221,7 +231,7 @@ def run(recipe: StudyRecipe, row: Row, settings: Training, console: Console) -> 
 
 def measure(recipe: StudyRecipe, row: Row, settings: Training) -> dict[str, Any]:
     """What a finished run reached on the held-out pages, and the seconds that it took; kept in ``measured``."""
-    own = Path(_recipe(recipe, row, settings).output)
+    own = place_of(recipe, row, settings)
     path = Path(recipe.output) / "measured" / f"{row.directory}-{own.name}.json"
     if not path.exists():
         found: list[Ability] = abilities(
@@ -243,7 +253,7 @@ def compare(
     """The table of a study; see ``treering.growth.outcome``."""
     shape = _shape(recipe)
     return outcomes(
-        {row.name: (_counted(row.plan, row.tokens, shape, row.kind), chosen[row.name]) for row in made}, measured
+        {row.name: (counted(row.plan, row.tokens, shape, row.kind), chosen[row.name]) for row in made}, measured
     )
 
 
@@ -252,9 +262,14 @@ def histories(recipe: StudyRecipe) -> dict[str, list[dict[str, Any]]]:
     quiet, found = Console(quiet=True), {}
     for row in rows(recipe):
         if not row.name.endswith("equal compute"):
-            place = Path(_recipe(recipe, row, search(recipe, row, quiet)).output)
+            place = place_of(recipe, row, search(recipe, row, quiet))
             found[row.name] = json.loads((place / "history.json").read_text())
     return found
+
+
+def place_of(recipe: StudyRecipe, row: Row, settings: Training) -> Path:
+    """Where a row's run lies, made or not."""
+    return Path(_recipe(recipe, row, settings).output)
 
 
 def _recipe(recipe: StudyRecipe, row: Row, settings: Training) -> GrowthRecipe:
@@ -294,7 +309,8 @@ def _require_same(path: Path, recipe: GrowthRecipe) -> None:
         )
 
 
-def _seeded(settings: Training, seed: int) -> Training:
+def seeded(settings: Training, seed: int) -> Training:
+    """The settings of a row's run with another seed."""
     return settings.model_copy(update={"seed": seed})
 
 
@@ -323,14 +339,16 @@ def _shallow(plan: Plan, shape: Shape) -> int:
 
 
 def _active(plan: Plan, shape: Shape) -> int:
-    return max(cost.active for cost in _counted(plan, 1, shape))
+    return max(cost.active for cost in counted(plan, 1, shape))
 
 
-def _flops(plan: Plan, tokens: int, shape: Shape) -> float:
-    return sum(cost.flops for cost in _counted(plan, tokens, shape))
+def flops(plan: Plan, tokens: int, shape: Shape) -> float:
+    """FLOPs of all stages of a plan that reads so many tokens."""
+    return sum(cost.flops for cost in counted(plan, tokens, shape))
 
 
-def _counted(plan: Plan, tokens: int, shape: Shape, kind: Kind = "glyph") -> list[StageCost]:
+def counted(plan: Plan, tokens: int, shape: Shape, kind: Kind = "glyph") -> list[StageCost]:
+    """What each stage of a plan that reads so many tokens holds and costs."""
     placed = steps(plan)
     lengths = [round(step.stage.tokens or (step.stage.share or 0) * tokens) for step in placed]
     return count(placed, lengths, shape, embedding_trains=kind == "trainable")
