@@ -17,6 +17,7 @@ from treering.report.takeaways import (
     of_joining,
     of_neighbours,
     of_training,
+    of_verdicts,
 )
 
 GAIN, LOSS, NONE = Found(-0.02, -0.03, -0.01), Found(0.05, 0.04, 0.06), Found(0.01, -0.01, 0.03)
@@ -164,6 +165,13 @@ def test_bits_abilities_and_studies():
     assert "in any of 2 cases" in of_gains("r", [0, 0])
     assert of_composition(["a", "b"], "mean", False).endswith("joined by mean; nothing was trained to join them.")
     assert "was fitted" in of_composition(["a", "b"], "gate", True)
+
+
+def test_verdicts_are_counted():
+    assert of_verdicts(["holds", "does not hold", "holds", "cannot be judged"]) == (
+        "Of 4 claims and controls: 2 held here, 1 did not and 1 cannot be judged at this size."
+    )
+    assert of_verdicts(["not told apart"]) == "Of 1 claims and controls: 1 could not be told apart from nothing."
 
 
 def test_script_is_seen_only_beyond_what_chance_gives():

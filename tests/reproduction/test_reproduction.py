@@ -162,6 +162,9 @@ def test_the_command_goes_on_where_it_was_stopped_and_its_numbers_are_those_of_t
     )
     assert set(verdicts.values()) <= {"holds", "does not hold", "not told apart", "cannot be judged"}
     assert (out / "reproduction.png").stat().st_size > 10_000
+    page = (out / "report.html").read_text()
+    assert page.count('class="takeaway"') == 1 and f"Of {len(found['findings'])} claims and controls" in page
+    assert all(f'<th scope="row">{n}. ' in page for n in range(1, len(found["findings"]) + 1))
 
     # What is told are the plain losses of the models that lie there, and of the mean of logits by hand.
     told = {one["name"]: one["values"] for one in found["reached"]}

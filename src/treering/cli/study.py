@@ -159,12 +159,12 @@ def reproduction(
     from treering.output import write_file
     from treering.recipe import load_recipe
     from treering.report import as_png
+    from treering.report.reproduction import verdicts
     from treering.reproduction import (
         ReproductionRecipe,
         as_claims_table,
         as_cost_table,
         as_rows_table,
-        drawn,
         expected,
         reproduce,
     )
@@ -174,9 +174,10 @@ def reproduction(
         print_table(results(), as_cost_table(expected(chosen), len(chosen.rates), len(chosen.seeds)))
         return
     found = reproduce(chosen, progress())
-    write_file(Path(chosen.output) / "reproduction.png", as_png(drawn(found)))
+    write_file(Path(chosen.output) / "reproduction.png", as_png(verdicts(found.findings)))
     if json:
         print_json(data=asdict(found))
     else:
         print_table(results(), as_rows_table(found))
         print_table(results(), as_claims_table(found.findings))
+    _leave_page(chosen.output)

@@ -17,8 +17,10 @@ from treering.growth.outcome import Outcome
 from treering.growth.stages import StageResult
 from treering.reading import inside, printable, read_json
 from treering.report.page import Report
+from treering.report.reproduction import reproduction_report
 from treering.report.runs import composition_report, growth_report, training_report
 from treering.report.studies import composition_study_report, continual_report, growth_study_report
+from treering.reproduction import Reproduction
 from treering.training.status import Finished
 
 MOST = 64 * 2**20
@@ -26,7 +28,8 @@ MOST = 64 * 2**20
 LARGEST = 1e30
 """The largest number, in either direction, that a figure is drawn of."""
 
-Kind = Literal["trained", "grown", "composition", "growth study", "continual study", "composition study"]
+Studied = Literal["growth study", "continual study", "composition study", "reproduction study"]
+Kind = Literal["trained", "grown", "composition"] | Studied
 Read = TypeVar("Read")
 
 
@@ -97,6 +100,8 @@ def report_of(directory: str | os.PathLike[str]) -> Report:
         return continual_report(results, command)
     if kind == "composition study":
         return composition_study_report(_read(place, "composition.json", Gains), command)
+    if kind == "reproduction study":
+        return reproduction_report(_read(place, "reproduction.json", Reproduction), command)
     if kind == "composition":
         config = read_composition(place)
         fitted = bool((config.fusion or {}).get(str(config.rule).partition(":")[0]))
@@ -121,6 +126,8 @@ def kind_of(directory: Path) -> Kind:
 
     if has("continual.json"):
         return "continual study"
+    if has("reproduction.json"):
+        return "reproduction study"
     if has("composition.json"):
         return "composition study"
     if has("study.json") and isinstance(read_json(inside(directory, "study.json"), MOST), list):

@@ -29,12 +29,14 @@ class Cell:
 
     Attributes:
         tint: from −1, worse, to 1, better: the strength of its ground, which only repeats what the value says.
+        prose: whether it is words, which may stand in several lines.
     """
 
     value: str
     note: str = ""
     best: bool = False
     tint: float = 0.0
+    prose: bool = False
 
     @property
     def ground(self) -> str:

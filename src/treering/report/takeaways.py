@@ -6,6 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+VERDICTS = (
+    ("holds", "held here"),
+    ("does not hold", "did not"),
+    ("not told apart", "could not be told apart from nothing"),
+    ("cannot be judged", "cannot be judged at this size"),
+)
+"""What is said of how many claims, by their verdict (``treering.reproduction``)."""
+
 
 class Found(NamedTuple):
     """A change of bits per byte as a share of them (−0.01: one percent fewer), and its 95% interval over so many."""
@@ -235,6 +243,12 @@ def of_gains(rule: str, signs: Sequence[int]) -> str:
         f"Joined by {rule}, members together beat the best of them in {won} of {len(signs)} cases, lose to it in "
         f"{lost}, and cannot be told from it in {len(signs) - won - lost}."
     )
+
+
+def of_verdicts(verdicts: Sequence[str]) -> str:
+    """How many claims had which verdict."""
+    told = [f"{count} {words}" for name, words in VERDICTS if (count := verdicts.count(name))]
+    return f"Of {len(verdicts)} claims and controls: {listed(told)}."
 
 
 def of_neighbours(own: float, chance: float, rows: int) -> str:

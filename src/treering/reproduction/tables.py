@@ -1,29 +1,15 @@
-"""What the reproduction found, as tables and a figure."""
+"""What the reproduction found, as tables."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from treering.report.figures import COLOURS, blank
-from treering.reproduction.claims import ALL, CONTINUATION, RECALL, Finding, Measured, Verdict
+from treering.reproduction.claims import ALL, CONTINUATION, RECALL, Finding, Measured
 from treering.reproduction.reproduction import Reproduction
 from treering.reproduction.rows import Cost
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-MARKS: dict[Verdict, tuple[str, str]] = {
-    "holds": ("o", COLOURS[0]),
-    "does not hold": ("s", COLOURS[1]),
-    "not told apart": ("D", COLOURS[3]),
-    "cannot be judged": ("x", COLOURS[5]),
-}
-"""How a verdict is drawn: by a mark and a colour, so that neither stands alone."""
 
 
 def as_cost_table(costs: Sequence[Cost], rates: int, seeds: int) -> Table:
@@ -114,46 +100,3 @@ def mean_change(measured: Measured) -> float:
 def bounds(measured: Measured) -> tuple[float, float]:
     """From the lowest bound of any seed to the highest."""
     return min(change.low for change in measured.changes), max(change.high for change in measured.changes)
-
-
-def drawn(found: Reproduction) -> Figure:
-    """Every contrast with its interval for each seed, by the verdict of its claim, whose number stands before it.
-
-    The scale is linear to 2% and logarithmic beyond: some changes are fifty times others.
-    """
-    numbered = enumerate(found.findings, 1)
-    lines = [(number, finding, one) for number, finding in numbered for one in finding.measured]
-    figure = blank(10.5, 1.6 + 0.3 * len(lines))
-    axes = figure.subplots()
-    for at, (_, finding, measured) in enumerate(lines):
-        _draw(axes, at, finding, measured)
-    axes.axvline(0, color="#888888", linewidth=0.8)
-    axes.set_xscale("symlog", linthresh=2, linscale=1.5)
-    ticks = [-50, -20, -5, -2, -1, 0, 1, 2, 5, 20, 100]
-    axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks], fontsize=8)
-    labels = [f"{contrast_in_words(measured)}  {number}" for number, _, measured in lines]
-    axes.set_yticks(range(len(lines)), labels, fontsize=8)
-    axes.set_ylim(len(lines) - 0.4, -0.6)
-    figure.supxlabel(
-        "change of bits per byte or mistakes, %: less is better; a line for each seed, 95% interval; dotted: no worse",
-        fontsize=9,
-    )
-    axes.grid(alpha=0.25, linewidth=0.5, axis="x")
-    axes.spines[["top", "right"]].set_visible(False)
-    for verdict in dict.fromkeys(finding.verdict for _, finding, _ in lines):
-        marker, colour = MARKS[verdict]
-        axes.plot([], [], marker, color=colour, label=verdict)
-    figure.legend(frameon=False, fontsize=8, ncols=4, loc="outside upper right", title="the claim")
-    return figure
-
-
-def _draw(axes: Axes, at: int, finding: Finding, measured: Measured) -> None:
-    marker, colour = MARKS[finding.verdict]
-    margin = 100 * finding.claim.margin
-    if margin:
-        axes.plot([margin, margin], [at - 0.4, at + 0.4], color="#888888", linewidth=1.2, linestyle=":")
-    many = len(measured.changes)
-    for number, change in enumerate(measured.changes):
-        height = at + (number - (many - 1) / 2) * 0.24
-        spread = [[100 * (change.change - change.low)], [100 * (change.high - change.change)]]
-        axes.errorbar(100 * change.change, height, xerr=spread, fmt=marker, color=colour, markersize=3.5, linewidth=1.1)
