@@ -36,6 +36,7 @@ from treering.growth.continual import ContinualRecipe
 from treering.growth.study import StudyRecipe
 from treering.importing import Names
 from treering.recipe import check_recipe, load_recipe
+from treering.reproduction import ReproductionRecipe
 from treering.serving import server
 from treering.serving.served import Served
 from treering.training import ExpertRecipe
@@ -55,6 +56,7 @@ RECIPES = {
     "study growth": StudyRecipe,
     "study continual": ContinualRecipe,
     "study composition": OverlapRecipe,
+    "study reproduction": ReproductionRecipe,
 }
 
 
