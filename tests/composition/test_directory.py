@@ -130,6 +130,17 @@ def test_a_failure_in_the_middle_changes_nothing(saved, pair, monkeypatch):
     assert [path.name for path in pair.parent.iterdir()] == ["pair"]
 
 
+def test_what_a_process_left_that_died_when_it_was_done_goes_with_the_same_command(saved, pair):
+    """It has nothing to do then, and says so."""
+    lock, old = pair.with_name(f".{pair.name}.lock"), pair.with_name(f".{pair.name}.abcdefgh.replaced")
+    for again in (lambda: remove_expert(pair, "fr"), lambda: add_expert(pair, "ru", saved["ru"])):
+        lock.touch()
+        old.mkdir()
+        with pytest.raises(TreeringError, match=r"fr|ru"):
+            again()
+        assert not lock.exists() and not old.exists()
+
+
 def test_without_links_files_are_copied(saved, pair, tmp_path, monkeypatch):
     def no_links(*_: object, **__: object) -> None:
         raise OSError(18, "Invalid cross-device link")

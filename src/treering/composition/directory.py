@@ -42,7 +42,7 @@ from treering.errors import TreeringError
 from treering.gguf import is_gguf
 from treering.headers import parameter_count
 from treering.location import locate
-from treering.output import explain_full_disk, link_or_copy, replaced_directory, require_new, staged_directory
+from treering.output import explain_full_disk, link_or_copy, locked, replaced_directory, require_new, staged_directory
 from treering.publishing.card import README, is_written, stated_licence, write_card
 from treering.reading import inside, printable
 from treering.registration import LOADER
@@ -168,8 +168,11 @@ def add_expert(
     directory = Path(directory)
     before = read_composition(directory)
     names = [record["name"] for record in before.experts]
-    if name in names:
-        raise TreeringError(f"{directory} has an expert called {name!r} already. Choose another name: NAME={expert}")
+    with locked(directory):  # as in `remove_expert`
+        if name in names:
+            raise TreeringError(
+                f"{directory} has an expert called {name!r} already. Choose another name: NAME={expert}"
+            )
     chosen = outliving(before, rule, directory)
     bases = _standing(directory, before) if is_cutting(expert) else {}
     model = load_experts({name: expert}, bases)[name]
@@ -206,7 +209,8 @@ def remove_expert(directory: str | os.PathLike[str], name: str, rule: str | None
     """
     directory = Path(directory)
     before = read_composition(directory)
-    _require_known(name, [record["name"] for record in before.experts])
+    with locked(directory):  # what one that died left goes, even if that one was done and nothing remains to do
+        _require_known(name, [record["name"] for record in before.experts])
     if len(before.experts) == 1:
         raise TreeringError(f"{name} is the only expert of {directory}; delete the directory instead.")
     records = [record for record in unfitted(before) if record["name"] != name]
