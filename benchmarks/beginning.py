@@ -28,7 +28,7 @@ from treering.composition import compose, load_model
 from treering.corpus import Corpus, Source, prepare
 from treering.evaluation.bits import DocumentLosses, document_losses, paired_change
 from treering.evaluation.forgetting import composition_losses
-from treering.evaluation.owned_texts import Apart, OwnedTexts
+from treering.evaluation.owned_texts import Apart, Cell, OwnedTexts
 from treering.evaluation.owners import owner_of
 from treering.evaluation.search import best_rate
 from treering.tokenizer import load as load_tokenizer
@@ -36,7 +36,7 @@ from treering.training import Training, train
 from treering.training.expert import Backbone, stand_on
 from treering.training.run import scale_residual_outputs
 
-PUBLIC, OWNERS = 0, (1, 2)
+DEALT, PUBLIC, OWNERS = Cell(3, 1.0), 1, (2, 3)
 RULES = ("evidence:switch=0.01", "evidence:switch=0.01,together=0.01")
 CONSOLE = Console(width=160)
 
@@ -55,27 +55,19 @@ class Ways:
         )
         self.whole = options.tokens * len(kinds) * len(OWNERS)
 
-    def corpus(self, name: str, *owned: tuple[str, int]) -> Path:
-        """Pages of some kinds and owners together, as much read of each kind."""
-        place = self.output / "corpora" / name
+    def with_public(self, kind: str, owner: int) -> Path:
+        """A corpus of an owner's pages and the public's, with all that the kind holds out."""
+        place, dealt = self.output / "corpora" / f"own-{kind}-{owner}", owner_of(self.texts.sizes, *DEALT)
         if not place.exists():
+            own = [one for one in self.texts.train[kind] if dealt[one.id] + 1 in (PUBLIC, owner)]
+            own += [one for one in self.texts.documents[kind] if self.texts.apart.split(one) != "train"]
+            lines = self.output / "texts" / f"own-{kind}-{owner}.jsonl"
+            lines.parent.mkdir(parents=True, exist_ok=True)
+            lines.write_text("".join(json.dumps({"id": one.id, "text": one.text}) + "\n" for one in own))
             place.parent.mkdir(parents=True, exist_ok=True)
-            sources = []
-            for kind in dict.fromkeys(kind for kind, _ in owned):
-                lines = self.lines(f"{name}-{kind}", kind, {owner for of, owner in owned if of == kind})
-                sources.append(Source(path=f"{lines}", name=kind, weight=1))
-            apart = {"validation": 0.05, "calibration": 0.03}
-            prepare(sources, self.tokenizer, place, block_size=self.shape.context, mix="repeat", **apart)
+            source, apart = Source(path=f"{lines}", name=kind), {"validation": 0.05, "calibration": 0.03}
+            prepare([source], self.tokenizer, place, block_size=self.shape.context, **apart)
         return place
-
-    def lines(self, name: str, kind: str, owners: set[int]) -> Path:
-        """JSON lines of some owners' pages of a kind, and of all that is held out."""
-        path, dealt = self.output / "texts" / f"{name}.jsonl", owner_of(self.texts.sizes, 3, 1.0)
-        own = [document for document in self.texts.train[kind] if dealt[document.id] in owners]
-        own += [document for document in self.texts.documents[kind] if self.texts.apart.split(document) != "train"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps({"id": document.id, "text": document.text}) + "\n" for document in own))
-        return path
 
     def trained(
         self, name: str, corpus: Path, tokens: int, rate: float, begin: Callable[[], PreTrainedModel]
@@ -107,18 +99,17 @@ class Ways:
 
     def member(self, kind: str, owner: int, rate: float) -> PreTrainedModel:
         """From nothing, on an owner's pages and the public's."""
-        corpus = self.corpus(f"own-{kind}-{owner}", (kind, PUBLIC), (kind, owner))
-        return self.trained(f"own-{kind}-{owner}", corpus, self.options.tokens, rate, self.fresh)
+        return self.trained(f"own-{kind}-{owner}", self.with_public(kind, owner), self.options.tokens, rate, self.fresh)
 
     def common(self, rate: float) -> PreTrainedModel:
         """One model on the public's pages of all kinds."""
-        corpus = self.corpus("public", *((kind, PUBLIC) for kind in self.options.kinds))
+        corpus = self.texts.together("public", dict.fromkeys(self.options.kinds, (DEALT, PUBLIC)))
         return self.trained("public", corpus, self.whole // 3, rate, self.fresh)
 
     def branched(self, kind: str, owner: int, rate: float) -> PreTrainedModel:
         """Gone on from the common model, on an owner's pages."""
-        corpus = self.corpus(f"alone-{kind}-{owner}", (kind, owner))
         tokens = self.options.tokens - self.options.tokens // 3
+        corpus = self.texts.corpus(kind, DEALT, owner)
         return self.trained(f"branched-{kind}-{owner}", corpus, tokens, rate, self.begun)
 
     def begun(self) -> PreTrainedModel:
@@ -129,8 +120,7 @@ class Ways:
 
     def pooled(self, rate: float) -> PreTrainedModel:
         """One model on all pages."""
-        owned = [(kind, owner) for kind in self.options.kinds for owner in (PUBLIC, *OWNERS)]
-        return self.trained("pooled", self.corpus("pooled", *owned), self.whole, rate, self.fresh)
+        return self.trained("pooled", self.texts.pooled(), self.whole, rate, self.fresh)
 
     @cache  # noqa: B019
     def common_rate(self) -> float:

@@ -7,6 +7,7 @@ import json
 import lzma
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal
 
 import hypothesis
@@ -18,7 +19,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from treering import substrate as substrates
+from treering import tokenizer as tokenizers
 from treering.backbone import Preset, dock, gpt_neox
+from treering.composition import compose_directories
 from treering.corpus import Source, embedded, prepare, read_documents
 from treering.training import Training
 
@@ -101,6 +104,19 @@ def corpus(tokenizer, tmp_path_factory):
 def settings():
     """Eight steps of 256 tokens, a checkpoint every three."""
     return Training(tokens=2048, batch_tokens=256, micro_batch_tokens=128, evaluations=2, checkpoint_steps=3)
+
+
+@pytest.fixture(scope="module")
+def joined(
+    tokenizer: PreTrainedTokenizerFast, expert: Callable[..., PreTrainedModel], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A composition of two experts, with their directories a and b beside it."""
+    place = tmp_path_factory.mktemp("joined")
+    for seed, name in enumerate("ab"):
+        expert(seed, 1).save_pretrained(place / name)
+        tokenizers.save(tokenizer, place / name)
+    compose_directories({name: place / name for name in "ab"}, place / "joined")
+    return place / "joined"
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from treering.cli import main
 from treering.cli.completion import NAMES, offered
 from treering.cli.console import caution, progress
 from treering.cli.main import app
-from treering.composition import DEFAULT_RULE, RULES, compose_directories
+from treering.composition import DEFAULT_RULE, RULES
 from treering.corpus.preparation import CorpusRecipe
 from treering.evaluation.overlap import OverlapRecipe
 from treering.growth import PLANS, GrowthRecipe
@@ -45,17 +45,6 @@ def treering(monkeypatch, capsys, tmp_path):
         return int(stopped.value.code or 0), said.out, said.err
 
     return run
-
-
-@pytest.fixture(scope="module")
-def joined(tokenizer, expert, tmp_path_factory):
-    """A composition of two experts, with their directories a and b beside it."""
-    place = tmp_path_factory.mktemp("joined")
-    for seed, name in enumerate("ab"):
-        expert(seed, 1).save_pretrained(place / name)
-        tokenizers.save(tokenizer, place / name)
-    compose_directories({name: place / name for name in "ab"}, place / "joined")
-    return place / "joined"
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from typer.testing import CliRunner
 
-from treering import tokenizer as tokenizers
 from treering.cli.main import app
-from treering.composition import compose_directories
 from treering.errors import TreeringError
 from treering.evaluation.bits import Change
 from treering.evaluation.comparison import Cell, Comparison, Pair
@@ -100,16 +98,6 @@ def grown(tmp_path_factory):
         measures = ("bits per byte", "continuation", "recall")
         write(place / "stages" / f"{n}" / "abilities.json", [ability(n, m, t) for m in measures for t in (EVIL, "en")])
     return place
-
-
-@pytest.fixture(scope="module")
-def joined(tokenizer, expert, tmp_path_factory):
-    place = tmp_path_factory.mktemp("joined")
-    for seed, name in enumerate("ab"):
-        expert(seed, 1).save_pretrained(place / name)
-        tokenizers.save(tokenizer, place / name)
-    compose_directories({name: place / name for name in "ab"}, place / "joined")
-    return place / "joined"
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from treering.cli import arguments
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,11 +31,21 @@ def study() -> None:
     """Controlled comparisons: many runs, one table, one page."""
 
 
-def _leave_page(output: str) -> None:
-    """Write a finished study's page into it."""
-    from treering.report import as_html, write_page
+def _tell(output: str, picture: str, figure: Figure, data: Any, tables: Sequence[Table], json: bool) -> None:
+    """Draw what a finished study found, print it as its tables or as JSON, and leave its page."""
+    from rich import print_json
+
+    from treering.cli.console import print_table, results
+    from treering.output import write_file
+    from treering.report import as_html, as_png, write_page
     from treering.report.directory import page_of, report_of
 
+    write_file(Path(output) / picture, as_png(figure))
+    if json:
+        print_json(data=data)
+    else:
+        for table in tables:
+            print_table(results(), table)
     write_page(page_of(output), as_html(report_of(output)))
 
 
@@ -49,23 +64,15 @@ def composition(
     """
     from dataclasses import asdict
 
-    from rich import print_json
-
-    from treering.cli.console import print_table, progress, results
+    from treering.cli.console import progress
     from treering.evaluation.gains import as_gains_table, lines
     from treering.evaluation.overlap import OverlapRecipe, overlap
-    from treering.output import write_file
     from treering.recipe import load_recipe
-    from treering.report import as_png, overlaps
+    from treering.report import overlaps
 
     chosen = load_recipe(recipe, OverlapRecipe, {"output": output}, set_ or ())
     found = overlap(chosen, progress())
-    write_file(Path(chosen.output) / "composition.png", as_png(overlaps(lines(found))))
-    if json:
-        print_json(data=asdict(found))
-    else:
-        print_table(results(), as_gains_table(found))
-    _leave_page(chosen.output)
+    _tell(chosen.output, "composition.png", overlaps(lines(found)), asdict(found), [as_gains_table(found)], json)
 
 
 @app.command()
@@ -83,23 +90,16 @@ def continual(
     """
     from dataclasses import asdict
 
-    from rich import print_json
-
-    from treering.cli.console import print_table, progress, results
+    from treering.cli.console import progress
     from treering.growth.continual import ContinualRecipe, as_continual_table
     from treering.growth.continual import continual as run_study
-    from treering.output import write_file
     from treering.recipe import load_recipe
-    from treering.report import arrivals, as_png
+    from treering.report import arrivals
 
     chosen = load_recipe(recipe, ContinualRecipe, {"output": output}, set_ or ())
     found = run_study(chosen, progress())
-    write_file(Path(chosen.output) / "continual.png", as_png(arrivals({r.method: r.matrices for r in found})))
-    if json:
-        print_json(data=[asdict(result) for result in found])
-    else:
-        print_table(results(), as_continual_table(found))
-    _leave_page(chosen.output)
+    figure, data = arrivals({result.method: result.matrices for result in found}), [asdict(result) for result in found]
+    _tell(chosen.output, "continual.png", figure, data, [as_continual_table(found)], json)
 
 
 @app.command()
@@ -117,24 +117,17 @@ def growth(
     """
     from dataclasses import asdict
 
-    from rich import print_json
-
-    from treering.cli.console import print_table, progress, results
+    from treering.cli.console import progress
     from treering.growth.outcome import as_study_table
     from treering.growth.study import StudyRecipe, histories
     from treering.growth.study import study as run_study
-    from treering.output import write_file
     from treering.recipe import load_recipe
-    from treering.report import as_png, loss_curves
+    from treering.report import loss_curves
 
     chosen = load_recipe(recipe, StudyRecipe, {"data": data, "tokenizer": tokenizer, "output": output}, set_ or ())
     outcomes = run_study(chosen, progress())
-    write_file(Path(chosen.output) / "study.png", as_png(loss_curves(histories(chosen))))
-    if json:
-        print_json(data=[asdict(outcome) for outcome in outcomes])
-    else:
-        print_table(results(), as_study_table(outcomes))
-    _leave_page(chosen.output)
+    figure, found = loss_curves(histories(chosen)), [asdict(outcome) for outcome in outcomes]
+    _tell(chosen.output, "study.png", figure, found, [as_study_table(outcomes)], json)
 
 
 @app.command()
@@ -153,12 +146,8 @@ def reproduction(
     """
     from dataclasses import asdict
 
-    from rich import print_json
-
     from treering.cli.console import print_table, progress, results
-    from treering.output import write_file
     from treering.recipe import load_recipe
-    from treering.report import as_png
     from treering.report.reproduction import verdicts
     from treering.reproduction import (
         ReproductionRecipe,
@@ -174,10 +163,5 @@ def reproduction(
         print_table(results(), as_cost_table(expected(chosen), len(chosen.rates), len(chosen.seeds)))
         return
     found = reproduce(chosen, progress())
-    write_file(Path(chosen.output) / "reproduction.png", as_png(verdicts(found.findings)))
-    if json:
-        print_json(data=asdict(found))
-    else:
-        print_table(results(), as_rows_table(found))
-        print_table(results(), as_claims_table(found.findings))
-    _leave_page(chosen.output)
+    tables = [as_rows_table(found), as_claims_table(found.findings)]
+    _tell(chosen.output, "reproduction.png", verdicts(found.findings), asdict(found), tables, json)

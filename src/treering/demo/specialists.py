@@ -99,8 +99,11 @@ def _made(output: Path, size: Size, console: Console) -> DemoResult:
         compose_directories({name: output / name for name in EXPERTS}, output / "composed")
     if not (output / "report.html").exists():
         step(console, "results", "bits per byte on held-out pages, and a page to look at")
-        losses = _measure(output, tokenizer, size)
-        measured = DemoResult(_rows(losses, tokenizer, output, size), _findings(losses))
+        held_out = held_out_texts(output / f"data-{expert}" for expert in EXPERTS)
+        texts = {language: held_out[language][: size.documents] for language in LANGUAGES}
+        model = require_composition(load_model(output / "composed"))
+        losses = {text: composition_losses(model, tokenizer, found, COMPARED) for text, found in texts.items()}
+        measured = DemoResult(_rows(losses, uniform_bits_per_byte(tokenizer, texts)), _findings(losses))
         save(output, measured)
         changes = differences(losses, COMPARED, {expert: [expert] for expert in EXPERTS})
         _report(output, measured, changes, tokenizer, substrate, size)
@@ -178,21 +181,9 @@ def _expert(
         train_expert(recipe, console)
 
 
-def _texts(output: Path, size: Size) -> dict[str, list[str]]:
-    held_out = held_out_texts(output / f"data-{expert}" for expert in EXPERTS)
-    return {language: held_out[language][: size.documents] for language in LANGUAGES}
-
-
-def _measure(output: Path, tokenizer: PreTrainedTokenizerFast, size: Size) -> dict[str, dict[str, DocumentLosses]]:
-    """By text, the losses of every expert and rule."""
-    model = require_composition(load_model(output / "composed"))
-    return {text: composition_losses(model, tokenizer, found, COMPARED) for text, found in _texts(output, size).items()}
-
-
-def _rows(
-    losses: Mapping[str, Mapping[str, DocumentLosses]], tokenizer: PreTrainedTokenizerFast, output: Path, size: Size
-) -> list[Row]:
-    results = uniform_bits_per_byte(tokenizer, _texts(output, size))
+def _rows(losses: Mapping[str, Mapping[str, DocumentLosses]], uniform: list[Row]) -> list[Row]:
+    """What knows nothing, every expert, and the composition by every rule, on every text."""
+    results = list(uniform)
     for name in (*EXPERTS, *COMPARED):
         joined = name in COMPARED
         for text, measured in losses.items():

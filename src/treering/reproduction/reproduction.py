@@ -6,7 +6,6 @@ seed, and goes on after an interruption. Held-out pages are read when everything
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import statistics
@@ -46,6 +45,7 @@ from treering.reproduction.claims import (
 )
 from treering.reproduction.recipe import ReproductionRecipe
 from treering.reproduction.rows import KINDS, MONOLITHIC, STACKED, STACKED_CODE, Cost, expected, experts, rows
+from treering.seal import file_digest
 from treering.training import Training
 
 Losses = dict[str, DocumentLosses]
@@ -109,7 +109,7 @@ def reproduce(recipe: ReproductionRecipe, console: Console | None = None) -> Rep
 
     Raises:
         TreeringError: what is in the output is of other texts or another training, all rates of a row diverged, or
-            another process makes this reproduction; see also ``treering.growth.study.settle`` and
+            another process makes this reproduction; see also ``treering.growth.study.finish`` and
             ``treering.corpus.prepare``.
     """
     console = console or Console()
@@ -354,7 +354,7 @@ def jumps(row: str, seed: int, history: Sequence[Mapping[str, Any]]) -> list[Jum
 def digests(directory: Path) -> dict[str, str]:
     """The SHA-256 of every file in a directory, by its place there."""
     return {
-        os.fspath(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        os.fspath(path.relative_to(directory)): file_digest(path)
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
