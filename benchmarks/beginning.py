@@ -1,12 +1,12 @@
 """A common beginning: members that go on from one model of public text, beside members from nothing and a pooled model.
 
-    python benchmarks/beginning.py SUBSTRATE -o OUT --kinds ru en --tokens 500_000
+    python benchmarks/beginning.py SUBSTRATE -o OUT --kinds ru en --tokens 500_000 --shares 0.33 0.67 --seeds 0 1
 
 Every kind's pages are dealt to two owners and to the public, a third each, none twice. Three ways to spend the same
 compute, `tokens` for each of the members: every owner trains on his own pages and the public's, from nothing; one
-model reads the public's pages of all kinds for a third of all tokens, and every owner goes on from it with his own for
+model reads the public's pages of all kinds for a share of all tokens, and every owner goes on from it with his own for
 the rest (the seed phase of Branch-Train-Merge, arXiv 2208.03306); one model reads all pages. Rates by the same search,
-on pages set apart; held-out pages are read at the end. Run it again to go on.
+with the first seed, on pages set apart; held-out pages are read at the end. Run it again to go on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from rich.console import Console
@@ -38,6 +38,7 @@ from treering.training.run import scale_residual_outputs
 
 DEALT, PUBLIC, OWNERS = Cell(3, 1.0), 1, (2, 3)
 RULES = ("evidence:switch=0.01", "evidence:switch=0.01,together=0.01")
+POOLED = "pooled"
 CONSOLE = Console(width=160)
 
 
@@ -53,7 +54,7 @@ class Ways:
         self.texts = OwnedTexts(
             kinds, {}, Apart(0.05, 0.03, options.documents), self.tokenizer, self.shape.context, self.output
         )
-        self.whole = options.tokens * len(kinds) * len(OWNERS)
+        self.whole, self.seed = options.tokens * len(kinds) * len(OWNERS), options.seeds[0]
 
     def with_public(self, kind: str, owner: int) -> Path:
         """A corpus of an owner's pages and the public's, with all that the kind holds out."""
@@ -72,10 +73,10 @@ class Ways:
     def trained(
         self, name: str, corpus: Path, tokens: int, rate: float, begin: Callable[[], PreTrainedModel]
     ) -> PreTrainedModel:
-        place = self.output / "runs" / f"{name}-{rate:g}-{self.options.seed}"
+        place = self.output / "runs" / f"{name}-{rate:g}-{self.seed}"
         if not place.exists():
-            set_seed(self.options.seed)
-            settings = Training(tokens=tokens, learning_rate=rate, evaluations=2, seed=self.options.seed)
+            set_seed(self.seed)
+            settings = Training(tokens=tokens, learning_rate=rate, evaluations=2, seed=self.seed)
             train(begin(), self.tokenizer, Corpus.load(corpus), place, settings, {"name": name}, CONSOLE)
         return load_model(place)
 
@@ -101,20 +102,20 @@ class Ways:
         """From nothing, on an owner's pages and the public's."""
         return self.trained(f"own-{kind}-{owner}", self.with_public(kind, owner), self.options.tokens, rate, self.fresh)
 
-    def common(self, rate: float) -> PreTrainedModel:
-        """One model on the public's pages of all kinds."""
+    def common(self, share: float, rate: float) -> PreTrainedModel:
+        """One model on the public's pages of all kinds, for a share of all tokens."""
         corpus = self.texts.together("public", dict.fromkeys(self.options.kinds, (DEALT, PUBLIC)))
-        return self.trained("public", corpus, self.whole // 3, rate, self.fresh)
+        return self.trained(f"public-{share:g}", corpus, round(self.whole * share), rate, self.fresh)
 
-    def branched(self, kind: str, owner: int, rate: float) -> PreTrainedModel:
+    def branched(self, share: float, kind: str, owner: int, rate: float) -> PreTrainedModel:
         """Gone on from the common model, on an owner's pages."""
-        tokens = self.options.tokens - self.options.tokens // 3
+        tokens = self.options.tokens - round(self.options.tokens * share)
         corpus = self.texts.corpus(kind, DEALT, owner)
-        return self.trained(f"branched-{kind}-{owner}", corpus, tokens, rate, self.begun)
+        return self.trained(f"branched-{share:g}-{kind}-{owner}", corpus, tokens, rate, lambda: self.begun(share))
 
-    def begun(self) -> PreTrainedModel:
+    def begun(self, share: float) -> PreTrainedModel:
         """The common model, to go on from: its embedding stays the substrate."""
-        model = self.common(self.common_rate()).train()
+        model = self.common(share, self.common_rate(share)).train()
         model.get_input_embeddings().weight.requires_grad_(False)
         return model
 
@@ -122,23 +123,59 @@ class Ways:
         """One model on all pages."""
         return self.trained("pooled", self.texts.pooled(), self.whole, rate, self.fresh)
 
-    @cache  # noqa: B019
-    def common_rate(self) -> float:
-        return self.searched("common", lambda rate: [(self.common(rate), kind) for kind in self.options.kinds])
+    # ---------------------------------------------------------------------------- the rates, by the first seed
 
-    def losses(self, name: str, make: Callable[[float], PreTrainedModel], rate: float) -> dict[str, DocumentLosses]:
+    @cache  # noqa: B019
+    def own_rate(self) -> float:
+        kinds = self.options.kinds
+        return self.searched("own", lambda rate: [(self.member(kind, OWNERS[0], rate), kind) for kind in kinds])
+
+    @cache  # noqa: B019
+    def common_rate(self, share: float) -> float:
+        kinds = self.options.kinds
+        return self.searched(f"common {share:g}", lambda rate: [(self.common(share, rate), kind) for kind in kinds])
+
+    @cache  # noqa: B019
+    def branched_rate(self, share: float) -> float:
+        def made(rate: float) -> list[tuple[PreTrainedModel, str]]:
+            return [(self.branched(share, kind, OWNERS[0], rate), kind) for kind in self.options.kinds]
+
+        return self.searched(f"branched {share:g}", made)
+
+    @cache  # noqa: B019
+    def pooled_rate(self) -> float:
+        return self.searched("pooled", lambda rate: [(self.pooled(rate), kind) for kind in self.options.kinds])
+
+    # ---------------------------------------------------------------------------- what is reached on held-out pages
+
+    def losses(self, model: PreTrainedModel) -> dict[str, DocumentLosses]:
         """Of one model, the losses on every kind."""
-        model = make(rate)
         return {kind: document_losses(model, self.tokenizer, found) for kind, found in self.texts.held_out.items()}
 
-    def joined(
-        self, make: Callable[[str, int, float], PreTrainedModel], rate: float
-    ) -> dict[str, dict[str, DocumentLosses]]:
-        """By kind, the losses of all owners' members and of the rules that join them."""
-        model = compose({f"{kind}-{own}": make(kind, own, rate) for kind in self.options.kinds for own in OWNERS})
-        return {
-            kind: composition_losses(model, self.tokenizer, found, RULES) for kind, found in self.texts.held_out.items()
+    def joined(self, name: str, make: Callable[[str, int], PreTrainedModel]) -> dict[str, dict[str, DocumentLosses]]:
+        """By owner and rule, and by kind, the losses of all owners' members and of the rules that join them."""
+        model = compose({f"{kind}-{own}": make(kind, own) for kind in self.options.kinds for own in OWNERS})
+        found = {
+            kind: composition_losses(model, self.tokenizer, texts, RULES) for kind, texts in self.texts.held_out.items()
         }
+        owners = {
+            f"{name}, owner {own}": {kind: found[kind][f"{kind}-{own}"] for kind in self.options.kinds}
+            for own in OWNERS
+        }
+        return owners | {f"{name}, {rule}": {kind: found[kind][rule] for kind in self.options.kinds} for rule in RULES}
+
+    def rows(self, seed: int) -> dict[str, dict[str, DocumentLosses]]:
+        """By way and kind, what models of one seed reach; all are made before any is measured."""
+        shares, rates = self.options.shares, (self.own_rate(), self.pooled_rate())
+        branched = {share: (self.common_rate(share), self.branched_rate(share)) for share in shares}
+        self.seed = seed
+        found = {POOLED: self.losses(self.pooled(rates[1]))}
+        found |= self.joined("from nothing", lambda kind, own: self.member(kind, own, rates[0]))
+        for share, (common, own_rate) in branched.items():
+            found[f"common for {share:g}"] = self.losses(self.common(share, common))
+            made = partial(self.branched, share, rate=own_rate)
+            found |= self.joined(f"from common for {share:g}", made)
+        return found
 
 
 def main() -> None:
@@ -149,34 +186,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1_000_000, help="of each member")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 6e-3, 1.2e-2])
     parser.add_argument("--documents", type=int, help="held-out pages of each kind; all if not given")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shares", type=float, nargs="+", default=[1 / 3], help="of the tokens, for the common model")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     ways = Ways(parser.parse_args())
     kinds = ways.options.kinds
-
-    def firsts(make: Callable[[str, int, float], PreTrainedModel]) -> Callable[[float], list]:
-        return lambda rate: [(make(kind, OWNERS[0], rate), kind) for kind in kinds]
-
-    own = ways.joined(ways.member, ways.searched("from nothing", firsts(ways.member)))
-    common = ways.losses("common", ways.common, ways.common_rate())
-    branched = ways.joined(ways.branched, ways.searched("from the common model", firsts(ways.branched)))
-    pooled_rate = ways.searched("pooled", lambda rate: [(ways.pooled(rate), kind) for kind in kinds])
-    pooled = ways.losses("pooled", ways.pooled, pooled_rate)
-
-    table = Table("", *(f"{kind}, {len(ways.texts.held_out[kind])} pages" for kind in kinds), box=None)
-    rows: dict[str, dict[str, DocumentLosses]] = {"the common model": common, "pooled": pooled}
-    for name, found in (("from nothing", own), ("from the common model", branched)):
-        for owner in OWNERS:
-            rows[f"{name}, owner {owner}"] = {kind: found[kind][f"{kind}-{owner}"] for kind in kinds}
-        for spec in RULES:
-            rows[f"{name}, {spec}"] = {kind: found[kind][spec] for kind in kinds}
-    for name, by_kind in rows.items():
-        cells = []
-        for kind in kinds:
-            change = paired_change(by_kind[kind], pooled[kind])
-            told = f"{change.change:+.1%} ({change.low:+.1%} … {change.high:+.1%})" if name != "pooled" else ""
-            cells.append(f"{by_kind[kind].bits_per_byte:.3f} {told}")
-        table.add_row(name, *cells)
-    CONSOLE.print(table)
+    for seed in ways.options.seeds:
+        table = Table(f"seed {seed}", *(f"{kind}, {len(ways.texts.held_out[kind])} pages" for kind in kinds), box=None)
+        rows = ways.rows(seed)
+        for name, by_kind in rows.items():
+            cells = []
+            for kind in kinds:
+                change = paired_change(by_kind[kind], rows[POOLED][kind])
+                told = f"{change.change:+.1%} ({change.low:+.1%} … {change.high:+.1%})" if name != POOLED else ""
+                cells.append(f"{by_kind[kind].bits_per_byte:.3f} {told}")
+            table.add_row(name, *cells)
+        CONSOLE.print(table)
 
 
 if __name__ == "__main__":
