@@ -42,10 +42,9 @@ from treering.composition import ComposedModel, compose, compose_directories, lo
 from treering.composition.reader import said
 from treering.corpus import Window, read_documents
 from treering.evaluation import require_composition
-from treering.evaluation.bits import window_losses
+from treering.evaluation.bits import joined_surprise, window_losses
 from treering.growth.blocks import deepen
 from treering.tokenizer import encode, separator
-from treering.training.loss import log_likelihood
 
 LOUD = 30.0
 """By which the random blocks drown what the base knows, so that evidence decides against them at once."""
@@ -212,14 +211,7 @@ def memory(base: Path, console: Console, options: argparse.Namespace) -> None:
 def accuracy(base: Path, console: Console, options: argparse.Namespace) -> None:
     """The share of questions of choice that the base alone and the composition answer, from one pass of both."""
     model, tokenizer = require_composition(load_model(base, rule="evidence")), tokenizers.load(base)
-    speaks = list(model.experts).index("base")
-
-    def surprise(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits, reading = model.read(inputs)
-        return -torch.stack(
-            [log_likelihood(way, targets) for way in (logits[speaks], model.rule(logits, reading).logits)]
-        )
-
+    surprise = joined_surprise(model, [model.rule], experts=True)
     result = Table("questions", "items", "base", "joined", "difference, 95% interval", box=None)
     right: list[np.ndarray] = []
     for path in [*sorted(options.questions.glob("*.json.xz")), None]:
@@ -263,7 +255,7 @@ def _answered(
         for ids in encode(tokenizer, choices):
             cut.append(Window(len(cut), [*asked, *ids], len(asked)))
         sizes.append(len(choices))
-    nats = np.stack(window_losses(surprise, model, cut, len(cut)), -1)
+    nats = np.stack(window_losses(surprise, model, cut, len(cut)), -1)[:, [list(model.experts).index("base"), -1]]
     pieces = np.split(nats, np.cumsum(sizes)[:-1])
     best = [
         [list(item["target_scores"].values())[at] for at in piece.argmin(0)]

@@ -13,10 +13,10 @@ from treering.evaluation import bits, document_losses, uniform_losses
 from treering.evaluation.bits import DocumentLosses, paired_change, resampled_ratios
 
 
-def brute_force_nats(model, tokenizer, text, context):
-    """Token by token, each with the context that the documented windows give it."""
+def brute_force(model, tokenizer, text, context):
+    """Nats token by token, each with the context that the documented windows give it."""
     tokens = [tokenizer.eos_token_id, *tokenizer(text)["input_ids"]]
-    nats = 0.0
+    nats = []
     scored = 1
     while scored < len(tokens):
         start = 0 if scored == 1 else scored - context // 2
@@ -24,7 +24,7 @@ def brute_force_nats(model, tokenizer, text, context):
         for position in range(scored, end):
             with torch.no_grad():
                 logits = model(torch.tensor([tokens[start:position]])).logits[0, -1]
-            nats -= logits.log_softmax(-1)[tokens[position]].item()
+            nats.append(-logits.log_softmax(-1)[tokens[position]].item())
         scored = end
     return nats
 
@@ -34,14 +34,35 @@ def test_losses_are_those_of_a_loop_over_tokens(expert, tokenizer, monkeypatch):
     texts = ["To open this dialog", "Д", "一" * 40 + "\r\n" + "x" * 70, "short"]
     monkeypatch.setattr(bits, "LOGITS_AT_ONCE", 700 * 150)  # several batches
     losses = document_losses(model, tokenizer, texts)
-    expected = [brute_force_nats(model, tokenizer, text, context=96) for text in texts]
+    expected = [sum(brute_force(model, tokenizer, text, context=96)) for text in texts]
     np.testing.assert_allclose(losses.nats, expected, rtol=1e-5)
     assert losses.bytes.tolist() == [len(text.encode()) for text in texts]
 
 
-def test_padding_and_batching_change_nothing(expert, tokenizer, pages, monkeypatch):
-    model = expert(4)
-    texts = pages["zh"][:6]
+@pytest.mark.parametrize("switch", [0.0, 0.1])
+def test_a_compositions_evidence_is_that_of_the_whole_document(expert, tokenizer, pages, switch):
+    """A loop over tokens, by plain forwards of the experts: their windows end, what is known of them does not."""
+    experts = {"a": expert(1), "b": expert(2, 1)}
+    texts = [pages["ru"][0][:300] + pages["en"][0][:300], "short", pages["zh"][1][:260]]
+    found = document_losses(compose(experts, f"evidence:switch={switch}"), tokenizer, texts)
+    alone = [document_losses(each, tokenizer, texts) for each in experts.values()]
+    for row, text in enumerate(texts):
+        said = np.array([brute_force(each, tokenizer, text, context=96) for each in experts.values()])
+        weights, nats = np.full(2, 0.5), 0.0
+        for token in np.exp(-said).T:
+            nats -= math.log(weights @ token)
+            weights = weights * token / (weights @ token)
+            weights = (1 - switch) * weights + switch / 2
+        assert found.nats[row] == pytest.approx(nats, rel=1e-5)
+        assert all(each.nats[row] == pytest.approx(own.sum(), rel=1e-5) for each, own in zip(alone, said, strict=True))
+        if switch == 0:  # the promise, whatever the document's length
+            assert found.nats[row] <= min(each.nats[row] for each in alone) + math.log(2) + 1e-4
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_padding_and_batching_change_nothing(expert, tokenizer, pages, monkeypatch, joined):
+    model = compose({"a": expert(4), "b": expert(5)}, "evidence:switch=0.1,together=0.1") if joined else expert(4)
+    texts = [page[: 200 * n] for n, page in enumerate(pages["zh"][:6], 1)]
     together = document_losses(model, tokenizer, texts)
     monkeypatch.setattr(bits, "LOGITS_AT_ONCE", 1)
     alone = document_losses(model, tokenizer, texts)
@@ -140,13 +161,13 @@ def test_a_composition_reads_as_many_logits_at_once_as_one_model(expert, tokeniz
     texts, budget, seen = pages["zh"][:4], 700 * 97 * 6, []
     expected = document_losses(joined, tokenizer, texts)
     monkeypatch.setattr(bits, "LOGITS_AT_ONCE", budget)
-    forward = ComposedModel.forward
+    read = ComposedModel.read
 
     def watched(self, input_ids, **options):
         seen.append(3 * input_ids.numel() * 700)
-        return forward(self, input_ids, **options)
+        return read(self, input_ids, **options)
 
-    monkeypatch.setattr(ComposedModel, "forward", watched)
+    monkeypatch.setattr(ComposedModel, "read", watched)
     losses = document_losses(joined, tokenizer, texts)
     assert max(seen) <= budget
     np.testing.assert_allclose(losses.nats, expected.nats, rtol=1e-5)

@@ -102,6 +102,23 @@ def test_bars_are_drawn_on_a_terminal_that_asked_for_progress(both, monkeypatch,
     assert ("Tokenizing inputs" in shown) == ("reading" in shown) == bool(shown.strip()) == drawn
 
 
+def test_what_a_rolling_text_taught_goes_on_from_window_to_window(expert, tokenizer, pages):
+    members = {"a": expert(1), "b": expert(2)}
+    models = [*members.values(), compose(members, "evidence")]
+    for model in models:
+        model.config.max_position_embeddings = 96
+    asked = requests("loglikelihood_rolling", [(pages["en"][0][:500] + pages["ru"][0][:500],), ("",), ("short",)])
+    *alone, joined = (
+        TreeringLM(model, tokenizer, device="cpu").loglikelihood_rolling(asked, disable_tqdm=True) for model in models
+    )
+    stock = HFLM(models[-1], tokenizer=tokenizer, device="cpu").loglikelihood_rolling(asked, disable_tqdm=True)
+    for index in (1, 2):  # one window: the same
+        assert joined[index] == pytest.approx(stock[index], abs=1e-3)
+    for index in range(3):
+        assert joined[index] >= max(own[index] for own in alone) - math.log(2) - 1e-3
+    assert joined[0] != pytest.approx(stock[0], abs=1e-2)
+
+
 def test_evidence_of_the_context_counts_for_the_continuation(expert, tokenizer):
     model = compose({"a": expert(1), "b": expert(2)}, "evidence")
     model.config.max_position_embeddings = 96

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypedDict
@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.backbone import context_length
 from treering.composition.model import ComposedModel
+from treering.composition.onward import Learnt, join_onward
 from treering.composition.repeats import repeated
-from treering.corpus import windows
+from treering.corpus import Window, windows
 from treering.errors import TreeringError
 from treering.tokenizer import encode, separator
 from treering.training.loss import log_likelihood
@@ -130,8 +131,8 @@ def credit(weights: Tensor, likelihood: Tensor) -> Tensor:
 def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str) -> Attribution:
     """How a composition reads ``text`` as a document of its own, by the rule that it has at present.
 
-    A text longer than the context is read in windows as by `document_losses`; a rule that weighs the experts by what
-    they have read begins anew in each, with at least half a context before the first token that counts.
+    A text longer than the context is read in windows as by `document_losses`, with at least half a context before each
+    token; what the rule learns goes on from window to window.
 
     Raises:
         TreeringError: the model is not a composition, or the text has no tokens.
@@ -142,10 +143,12 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: st
         raise TreeringError("There is nothing to explain: the text is empty.")
     was_training = composition.training
     composition.eval()
-    cut = windows([ids], separator(tokenizer), context_length(composition.config))
-    read = [_read(composition, window.tokens, window.scored_from) for window in cut]
+    start = separator(tokenizer)
+    weights, likelihood, joined = _read(composition, windows([ids], start, context_length(composition.config)))
     composition.train(was_training)
-    weights, likelihood, joined = (torch.cat(parts, -1).double().cpu() for parts in zip(*read, strict=True))
+    if len(weights) > len(likelihood):
+        itself = repeated(torch.tensor([[start, *ids]]), 1, composition.config.vocab_size)
+        likelihood = torch.cat([likelihood, itself.to(likelihood)])
     names = (*(name for name, _ in composition.named_experts()), ITSELF)[: len(weights)]
     return Attribution(text, names, str(composition.rule), _spans(tokenizer, text), weights, likelihood, joined)
 
@@ -164,17 +167,20 @@ def require_composition(model: PreTrainedModel) -> ComposedModel:
     return model
 
 
-def _read(model: ComposedModel, tokens: Sequence[int], scored_from: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, log-probabilities [expert, token], the composition's [token]; of the tokens from ``scored_from`` on."""
-    read = torch.tensor([tokens], device=model.device)
-    logits, reading = model.read(read[:, :-1], hidden="hidden" in model.rule.needs)
-    joined = model.rule(logits, reading)
-    scored = slice(scored_from - 1, None)
-    target = read[0, 1:][scored]
-    weights, likelihood = joined.weights[:, 0, scored], log_likelihood(logits[:, 0, scored], target)
-    if len(weights) > len(likelihood):
-        likelihood = torch.cat([likelihood, repeated(read, scored_from, logits.shape[-1])])
-    return weights, likelihood, log_likelihood(joined.logits[0, scored], target)
+def _read(model: ComposedModel, cut: Iterable[Window]) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, log-probabilities [expert, token], the composition's [token]; of all tokens that windows score."""
+    parts, before = list[tuple[Tensor, Tensor, Tensor]](), list[Learnt]()
+    for window in cut:
+        tokens = torch.tensor([window.tokens], device=model.device)
+        heard, first = model.read(tokens[:, :-1], hidden="hidden" in model.rule.needs), window.scored_from - 1
+        found = join_onward([model.rule], *heard, tokens[:, 1:], before, first if before else 0)
+        (joined,), new = found.joined, slice(0 if before else first, None)
+        target = found.targets[0, new]
+        own, said = log_likelihood(found.logits[:, 0, new], target), log_likelihood(joined.logits[0, new], target)
+        parts.append((joined.weights[:, 0, new], own, said))
+        before = [found.learnt(0, found.targets.shape[1])]
+    weights, likelihood, joint = (torch.cat(part, -1).double().cpu() for part in zip(*parts, strict=True))
+    return weights, likelihood, joint
 
 
 def _spans(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[Span, ...]:

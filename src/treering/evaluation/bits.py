@@ -6,6 +6,7 @@ Bits per byte compares models across tokenizers: the information a model needs f
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering.backbone import context_length
-from treering.composition import ComposedModel
+from treering.composition import ComposedModel, Rule
+from treering.composition.onward import Learnt, Onward, join_onward
 from treering.corpus import Window, windows
 from treering.errors import TreeringError
 from treering.tokenizer import encode, separator
@@ -111,7 +113,8 @@ def document_losses(
     """Negative log-likelihood of each text, every token given all before it back to ``</s>``, as in training.
 
     A document longer than the model's context is read in windows that overlap by half, so that every token but the
-    first has at least half a context before it. The end of the document is not scored.
+    first has at least half a context before it; what a composition's rule learns from the document goes on from window
+    to window. The end of the document is not scored.
 
     Raises:
         TreeringError: there is no text, or only empty ones.
@@ -120,26 +123,46 @@ def document_losses(
     return losses_by(own_surprise(model), model, tokenizer, texts, show)[0]
 
 
-def own_surprise(model: PreTrainedModel) -> Callable[[Tensor, Tensor], Tensor]:
-    """Nats [1, batch, position] of target IDs under the model's own distribution, as `losses_by` asks for them."""
+Surprise = Callable[[Tensor, Tensor, Sequence[Learnt], int], tuple[Tensor, Onward | None]]
+"""One or more ways to predict: from input and target IDs [batch, position], nats [way, batch, position] of the targets.
 
-    def surprise(inputs: Tensor, targets: Tensor) -> Tensor:
-        return -log_likelihood(model(input_ids=inputs, use_cache=False).logits, targets)[None]
+Where windows go on in documents, it is also given what each of these had taught before and from which position on the
+window is new (see `join_onward`); it has only those positions then. It returns what the next windows go on from, or
+None, if nothing is carried from window to window."""
+
+
+def own_surprise(model: PreTrainedModel) -> Surprise:
+    """The one way to predict that is the model's own; what a rule learns goes on from window to window."""
+    if isinstance(model, ComposedModel) and "evidence" in model.rule.needs:
+        return joined_surprise(model, [model.rule])
+
+    def surprise(inputs: Tensor, targets: Tensor, before: Sequence[Learnt], first: int) -> tuple[Tensor, None]:
+        return -log_likelihood(model(input_ids=inputs, use_cache=False).logits, targets)[None], None
+
+    return surprise
+
+
+def joined_surprise(model: ComposedModel, rules: Sequence[Rule], experts: bool = False) -> Surprise:
+    """Ways to predict with a composition: ``rules``, after all its ``experts`` alone if they are asked for."""
+    hidden = any("hidden" in rule.needs for rule in rules)
+
+    def surprise(inputs: Tensor, targets: Tensor, before: Sequence[Learnt], first: int) -> tuple[Tensor, Onward]:
+        found = join_onward(rules, *model.read(inputs, hidden=hidden), targets, before, first)
+        alone = [log_likelihood(found.logits, found.targets)] if experts else []
+        said = [log_likelihood(each.logits, found.targets)[None] for each in found.joined]
+        return -torch.cat([*alone, *said]), found
 
     return surprise
 
 
 def losses_by(
-    surprise: Callable[[Tensor, Tensor], Tensor],
+    surprise: Surprise,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[str],
     show: Show = iter,
 ) -> list[DocumentLosses]:
     """Losses of each text under one or more ways to predict with ``model``, measured together; see `document_losses`.
-
-    Args:
-        surprise: from input and target IDs [batch, position], nats [way, batch, position].
 
     Raises:
         TreeringError: there is no text, or only empty ones.
@@ -160,27 +183,35 @@ def speakers(model: PreTrainedModel) -> int:
 
 @torch.no_grad()
 def window_losses(
-    surprise: Callable[[Tensor, Tensor], Tensor],
-    model: PreTrainedModel,
-    cut: Iterable[Window],
-    documents: int,
-    show: Show = iter,
+    surprise: Surprise, model: PreTrainedModel, cut: Iterable[Window], documents: int, show: Show = iter
 ) -> list[np.ndarray]:
-    """Nats [document] of the scored tokens of windows, for each way to predict; see `losses_by`."""
+    """Nats [document] of the scored tokens of windows, for each way to predict; see `losses_by`.
+
+    Windows of one document come in its order, each going on where the one before ends.
+    """
+    cut = list(cut)
     at_once = max(1, LOGITS_AT_ONCE // (model.config.vocab_size * speakers(model)))
+    ends = {window.document: window for window in cut}
     nats: list[np.ndarray] = []
+    learnt: dict[int, Learnt] = {}
     was_training = model.training
     model.eval()
-    for batch in show(list(_batches(sorted(cut, key=lambda window: len(window.tokens)), at_once))):
+    for batch in show(list(_batches(cut, at_once))):
         width = len(batch[-1].tokens)
         # Padding stands to the right: under causal attention nothing that is scored ever sees it.
         padded = [window.tokens + [0] * (width - len(window.tokens)) for window in batch]
         input_ids = torch.tensor(padded, device=model.device)
-        losses = surprise(input_ids[:, :-1], input_ids[:, 1:]).double().cpu()
+        before = [learnt.pop(window.document) for window in batch if window.document in learnt]
+        first = batch[0].scored_from - 1 if before else 0
+        losses, found = surprise(input_ids[:, :-1], input_ids[:, 1:], before, first)
+        losses = losses.double().cpu()
         nats = nats or [np.zeros(documents) for _ in losses]
-        for total, rows in zip(nats, losses, strict=True):
-            for window, row in zip(batch, rows, strict=True):
-                total[window.document] += row[window.scored_from - 1 : len(window.tokens) - 1].sum().item()
+        for row, window in enumerate(batch):
+            count = len(window.tokens) - 1 - first
+            for total, rows in zip(nats, losses, strict=True):
+                total[window.document] += rows[row, window.scored_from - 1 - first : count].sum().item()
+            if found is not None and ends[window.document] is not window:
+                learnt[window.document] = found.learnt(row, count)
     model.train(was_training)
     return nats
 
@@ -192,13 +223,22 @@ def uniform_losses(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> 
     return DocumentLosses(tokens * math.log(len(tokenizer)), np.array([len(text.encode()) for text in texts]))
 
 
-def _batches(cut: list[Window], tokens_at_once: int) -> Iterator[list[Window]]:
-    """Runs of windows, sorted by length, whose padded size stays within ``tokens_at_once``."""
-    batch: list[Window] = []
+def _batches(cut: Iterable[Window], tokens_at_once: int) -> Iterator[list[Window]]:
+    """Windows of like length whose padded size stays within ``tokens_at_once``.
+
+    All of a batch begin their documents, or all go on in theirs: as far from the beginning and with as much context.
+    None comes before those that precede it in its document.
+    """
+    scored, groups = Counter[int](), defaultdict[tuple[int, int], list[Window]](list)
     for window in cut:
-        if batch and (len(batch) + 1) * len(window.tokens) > tokens_at_once:
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
+        done = scored[window.document]
+        scored[window.document] += len(window.tokens) - window.scored_from
+        groups[done, window.scored_from if done else 0].append(window)
+    for _, alike in sorted(groups.items()):
+        batch: list[Window] = []
+        for window in sorted(alike, key=lambda window: len(window.tokens)):
+            if batch and (len(batch) + 1) * len(window.tokens) > tokens_at_once:
+                yield batch
+                batch = []
+            batch.append(window)
         yield batch

@@ -8,17 +8,14 @@ from itertools import chain
 from typing import TypedDict
 
 import numpy as np
-import torch
 from rich.table import Table
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from treering.composition import ComposedModel, require_fitted, rule
 from treering.corpus import load_held_out
 from treering.errors import TreeringError
-from treering.evaluation.bits import DocumentLosses, losses_by, paired_change
+from treering.evaluation.bits import DocumentLosses, joined_surprise, losses_by, paired_change
 from treering.evaluation.table import Row, row
-from treering.training.loss import log_likelihood
 
 READY = ("mean", "probability", "evidence", "evidence:switch=0.01", "top_k")
 ORACLE = "oracle"
@@ -60,14 +57,7 @@ def composition_losses(
     before = str(model.rule)
     chosen = [model.use(spec).rule for spec in rules]
     model.use(before)
-    hidden = any("hidden" in joining.needs for joining in chosen)
-
-    def surprise(inputs: Tensor, targets: Tensor) -> Tensor:
-        logits, reading = model.read(inputs, hidden=hidden)
-        joined = [log_likelihood(each(logits, reading).logits, targets) for each in chosen]
-        return -torch.stack([*log_likelihood(logits, targets), *joined])
-
-    measured = losses_by(surprise, model, tokenizer, texts)
+    measured = losses_by(joined_surprise(model, chosen, experts=True), model, tokenizer, texts)
     best = np.min([losses.nats for losses in measured[: len(names)]], axis=0)
     return dict(zip([*names, *rules], measured, strict=True)) | {ORACLE: DocumentLosses(best, measured[0].bytes)}
 

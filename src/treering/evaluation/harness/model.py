@@ -12,6 +12,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
@@ -19,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 from treering import tokenizer as tokenizers
 from treering.composition import load_model
 from treering.corpus import Window
-from treering.evaluation.bits import LOGITS_AT_ONCE, speakers, window_losses
+from treering.evaluation.bits import LOGITS_AT_ONCE, Show, own_surprise, speakers, window_losses
 from treering.training.loss import log_likelihood
 from treering.voice import shows_bars
 
@@ -67,8 +68,21 @@ class TreeringLM(HFLM):
         return super().loglikelihood(requests, disable_tqdm or not shows_bars())
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, in windows."""
-        return super().loglikelihood_rolling(requests, disable_tqdm or not shows_bars())
+        """Log-likelihood of whole texts, in lm-eval's windows; what a rule learns goes on from window to window."""
+        cut = list[Window]()
+        for index, request in enumerate(requests):
+            (text,) = request.args
+            pairs = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
+            for context, continuation in map(make_disjoint_window, pairs):
+                cut.append(Window(index, [*context, *continuation], len(context)))
+        if not cut:
+            return [0.0] * len(requests)
+        bar = tqdm(total=len(cut), desc="reading", disable=self._silent(disable_tqdm), leave=False)
+        (nats,) = window_losses(own_surprise(self.model), self.model, cut, len(requests), _told(bar))
+        bar.close()
+        for request, loss in zip(requests, nats, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, -float(loss))
+        return [-float(loss) for loss in nats]
 
     def _loglikelihood_tokens(
         self,
@@ -93,8 +107,7 @@ class TreeringLM(HFLM):
             else:
                 alone += indices
         found: dict[int, tuple[float, bool]] = {}
-        silent = disable_tqdm or self.rank != 0 or not shows_bars()
-        bar = tqdm(total=len(requests), desc="reading", disable=silent, leave=False)
+        bar = tqdm(total=len(requests), desc="reading", disable=self._silent(disable_tqdm), leave=False)
         for shared, indices in together:
             found |= zip(indices, self._after(shared, [requests[index][2] for index in indices]), strict=True)
             bar.update(len(indices))
@@ -137,13 +150,7 @@ class TreeringLM(HFLM):
             cut.append(Window(row, tokens, max(1, len(tokens) - len(continuation))))
         if not cut:
             return {}
-
-        def show(batches: Sequence[list[Window]]) -> Iterator[list[Window]]:
-            for batch in batches:
-                yield batch
-                bar.update(len(batch))
-
-        nats, other = window_losses(self._surprise, self.model, cut, len(cut), show)
+        nats, other = window_losses(self._surprise, self.model, cut, len(cut), _told(bar))
         return {index: (-float(loss), not missed) for index, loss, missed in zip(asked, nats, other, strict=True)}
 
     def _tensor(self, ids: Sequence[list[int]]) -> Tensor:
@@ -159,8 +166,20 @@ class TreeringLM(HFLM):
             short.append(replace(request, arguments=(context, options | {"max_gen_toks": most})))
         return super().generate_until(short, disable_tqdm or not shows_bars())
 
-    def _surprise(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _silent(self, disable_tqdm: bool) -> bool:
+        return disable_tqdm or self.rank != 0 or not shows_bars()
+
+    def _surprise(self, inputs: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, None]:
         """Nats, and 1 for each target that greedy decoding would not write [2, batch, position]."""
         logits = self.model(input_ids=inputs, use_cache=False).logits
         likelihood = log_likelihood(logits, targets)
-        return torch.stack([-likelihood, (logits.argmax(-1) != targets).to(likelihood)])
+        return torch.stack([-likelihood, (logits.argmax(-1) != targets).to(likelihood)]), None
+
+
+def _told(bar: tqdm) -> Show:
+    def show(batches: Sequence[list[Window]]) -> Iterator[list[Window]]:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
+
+    return show
