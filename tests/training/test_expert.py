@@ -4,8 +4,11 @@ import io
 import json
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
+from treering.composition import compose, load_model
 from treering.corpus import Source, load_manifest, prepare
 from treering.errors import TreeringError
 from treering.training import Backbone, ExpertRecipe, train_expert
@@ -67,3 +70,63 @@ def test_an_interrupted_expert_goes_on_with_the_same_data_only(recipe, tmp_path,
     assert "going on from step 8" in console.file.getvalue()
     manifest = load_manifest(tmp_path / "data").model_dump(mode="json")
     assert json.loads((tmp_path / "expert" / "training.json").read_text())["origin"]["data"] == manifest
+
+
+@pytest.fixture
+def common(recipe, tmp_path):
+    """A recipe that goes on from an expert which is there."""
+    quietly(recipe)
+    changes = {"start": str(tmp_path / "expert"), "output": str(tmp_path / "gone-on")}
+    return ExpertRecipe.model_validate(recipe.model_dump(exclude={"backbone"}) | changes)
+
+
+def test_an_expert_goes_on_from_one_that_exists(common, tmp_path):
+    before, steps = load_file(tmp_path / "expert" / "model.safetensors"), []
+    first = json.loads((tmp_path / "expert" / "history.json").read_text())
+    quietly(common)
+    after = load_file(tmp_path / "gone-on" / "model.safetensors")
+    steps = json.loads((tmp_path / "gone-on" / "history.json").read_text())
+    assert next(row["loss"] for row in steps if "loss" in row) < next(row["loss"] for row in first if "loss" in row) - 1
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == before.keys() - {"gpt_neox.embed_in.weight"}
+    record = json.loads((tmp_path / "gone-on" / "training.json").read_text())
+    assert record["origin"]["start"] == "expert"
+    assert str(tmp_path) not in json.dumps(record)
+    assert "went on from `expert`" in (tmp_path / "gone-on" / "README.md").read_text()
+    joined = compose({name: load_model(tmp_path / name) for name in ("expert", "gone-on")})
+    assert len(joined.substrates) == 1
+
+
+def test_what_an_expert_began_as_may_not_change_while_its_run_is_stopped(common, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module, "export", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        quietly(common)
+    model = load_model(tmp_path / "expert")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[0] += 1
+    model.save_pretrained(tmp_path / "expert")
+    with pytest.raises(TreeringError, match="another"):
+        quietly(common)
+
+
+def test_a_start_must_be_an_expert_of_this_substrate_and_backbone(common, recipe, tmp_path, substrate, tokenizer):
+    def told(**changes):
+        with pytest.raises(TreeringError) as error:
+            quietly(ExpertRecipe.model_validate(common.model_dump(exclude={"backbone"}) | changes))
+        return str(error.value)
+
+    assert "num_hidden_layers 2, not 3" in told(backbone={"preset": "tiny", "layers": 3})
+    assert "There is no" in told(start=str(tmp_path / "nothing")) or "No model" in told(start=str(tmp_path / "nothing"))
+    model = load_model(tmp_path / "expert")
+    compose({"a": model, "b": load_model(tmp_path / "expert")}).save_pretrained(tmp_path / "joined")
+    assert "is a composition, of a, b" in told(start=str(tmp_path / "joined"))
+    with torch.no_grad():
+        model.gpt_neox.embed_in.weight[5] += 1
+    model.save_pretrained(tmp_path / "changed")
+    assert "was changed, or rounded" in told(start=str(tmp_path / "changed"))
+    model.config.treering["fingerprint"] = "0" * 64
+    model.save_pretrained(tmp_path / "other")
+    assert "stands on another substrate" in told(start=str(tmp_path / "other"))
+    del model.config.treering
+    model.save_pretrained(tmp_path / "stranger")
+    assert "stands on no substrate" in told(start=str(tmp_path / "stranger"))

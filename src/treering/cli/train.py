@@ -16,10 +16,14 @@ def train(
     ],
     substrate: Annotated[str | None, typer.Option(help="replaces the recipe's substrate")] = None,
     data: Annotated[str | None, typer.Option(help="replaces the recipe's data")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="expert on the same substrate to go on from: a directory, or hub:NAME")
+    ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
     set_: arguments.SetOfRun = None,
 ) -> None:
-    """Train one expert on a frozen substrate; run the same command again to go on after an interruption.
+    """Train one expert on a frozen substrate, from nothing or from an expert that exists; run the same command again
+    to go on after an interruption.
 
     Example: treering train recipes/expert.yaml --substrate substrate --data data-fi --set training.epochs=2 -o fi
     """
@@ -28,7 +32,9 @@ def train(
     from treering.training import ExpertRecipe, train_expert
 
     console = progress()
-    chosen = load_recipe(recipe, ExpertRecipe, {"substrate": substrate, "data": data, "output": output}, set_ or ())
+    chosen = load_recipe(
+        recipe, ExpertRecipe, {"substrate": substrate, "data": data, "start": start, "output": output}, set_ or ()
+    )
     console.print(f"training {chosen.output} on {chosen.data}")
     result = train_expert(chosen, console)
     console.print(

@@ -14,7 +14,7 @@ from treering.composition.directory import (
 )
 from treering.composition.drawing import draw, require_drawable
 from treering.composition.fitting import Fit, fit
-from treering.composition.joining import DEFAULT_RULE, compose, require_fitted
+from treering.composition.joining import DEFAULT_RULE, compose, require_fitted, require_single
 from treering.composition.loading import load_model, running
 from treering.composition.model import ComposedModel
 from treering.composition.rules import RULES, Joined, Reading, Rule, register
@@ -44,6 +44,7 @@ __all__ = [
     "remove_expert",
     "require_drawable",
     "require_fitted",
+    "require_single",
     "reweight",
     "rule",
     "running",

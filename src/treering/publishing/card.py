@@ -314,6 +314,8 @@ def _made(kind: str, config: Mapping[str, Any], training: Mapping[str, Any]) -> 
         made.append(
             f"Grown in {len(stages)} stage{'s' * (len(stages) != 1)}; `growth.json` has the plan and what each cost."
         )
+    if isinstance(start := origin.get("start"), str):
+        made.append(f"It went on from `{printable(start)}`, whose own record says what that had read.")
     if tokens := _count(measured.get("tokens")):
         made.append(
             f"{tokens:,} tokens read, learning rate {settings.get('learning_rate')}, schedule "

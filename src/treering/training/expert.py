@@ -1,24 +1,33 @@
-"""One expert: a fresh backbone docked on a substrate and trained on one corpus (paper section 4's specialists)."""
+"""One expert: a backbone on a substrate, trained on one corpus (paper section 4's specialists).
+
+It begins afresh, or as an expert that exists: several who go on from one that read what they share, each with its own
+text, join better than those from nothing (Branch-Train-Merge's seed phase, arXiv 2208.03306; docs/joining.md).
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field, field_validator
 from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
 from treering import corpus as corpora
 from treering import substrate as substrates
-from treering.backbone import Preset, dock, gpt_neox, preset
+from treering.backbone import Preset, dock, embedding, gpt_neox, grown_on, preset, standing
 from treering.errors import TreeringError
 from treering.recipe import Schema
 from treering.tokenizer import load as load_tokenizer
 from treering.training.length import chosen_length, too_few
-from treering.training.run import TrainingResult, scale_residual_outputs, train
+from treering.training.run import TrainingResult, scale_residual_outputs, train, weights_digest
 from treering.training.settings import BlockCount, ExpertTraining, Training
+
+SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+"""Of a configuration, what a recipe's backbone says."""
 
 
 class Backbone(Schema):
@@ -42,6 +51,7 @@ class ExpertRecipe(Schema):
     substrate: str = Field(description="directory of the substrate; it holds the tokenizer too")
     data: str = Field(description="directory of the prepared corpus")
     output: str = Field(description="directory of the finished expert")
+    start: str | None = Field(None, description="expert on the same substrate to go on from: a directory, or hub:NAME")
     backbone: Backbone = Backbone()
     training: ExpertTraining = ExpertTraining()
 
@@ -53,28 +63,78 @@ class ExpertRecipe(Schema):
 
 
 def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> TrainingResult:
-    """Dock a backbone on the recipe's substrate, train it on its corpus, and leave a plain checkpoint in its output.
+    """Dock a backbone on the recipe's substrate, or take the expert that it starts from; train it on the recipe's
+    corpus, and leave a plain checkpoint in its output.
 
     Raises:
-        TreeringError: see ``treering.backbone.dock`` and ``treering.training.train``.
+        TreeringError: the start is no expert on this substrate, or has another backbone than the recipe says; see also
+            ``treering.backbone.dock``, ``treering.composition.load_model`` and ``treering.training.train``.
     """
     substrates.require_substrate(recipe.substrate)
     tokenizer = load_tokenizer(recipe.substrate)
     substrate = substrates.load(recipe.substrate)
     corpus = corpora.Corpus.load(recipe.data, console)
     set_seed(recipe.training.seed)
-    model = dock(gpt_neox(stand_on(substrate, recipe.backbone.shape())), substrate, tokenizer)
-    if recipe.training.residual_init:
-        scale_residual_outputs(model)
+    if recipe.start is None:
+        model = dock(gpt_neox(stand_on(substrate, recipe.backbone.shape())), substrate, tokenizer)
+        if recipe.training.residual_init:
+            scale_residual_outputs(model)
+        began = {}
+    else:
+        model = _started(recipe, recipe.start, substrate)
+        name = Path(recipe.start).resolve().name if Path(recipe.start).is_dir() else recipe.start
+        # A directory may hold another model by the time a run goes on.
+        began = {"start": name, "weights": weights_digest(model)}
     origin: dict[str, Any] = {
         "substrate": substrate.fingerprint,
         "corpus": corpus.fingerprint,
         "sources": [source.name for source in corpus.manifest.sources],
         "data": corpus.manifest.model_dump(mode="json"),
         "backbone": model.config.to_dict(),
+        **began,
     }
     settings = Training.model_validate(recipe.training.model_dump() | _length(recipe, model, corpus, console))
     return train(model, tokenizer, corpus, os.fspath(recipe.output), settings, origin, console)
+
+
+def _started(recipe: ExpertRecipe, place: str, substrate: substrates.Substrate) -> PreTrainedModel:
+    """The expert in ``place``, to go on from: all of it trains that trained in an expert from nothing.
+
+    Raises:
+        TreeringError: see `train_expert`.
+    """
+    from treering.composition import load_model, require_single  # whose rules are fitted with this package's loss
+
+    model = require_single(place, load_model(place, dtype=torch.float32))  # what trains in less learns little
+    found = standing(model.config)
+    if found is None:
+        raise TreeringError(
+            f"{place} stands on no substrate, so it cannot start an expert on {recipe.substrate}. Grow a branch on it "
+            f"instead: treering grow branch --model {place} --data {recipe.data} -o {recipe.output}"
+        )
+    if found.fingerprint != substrate.fingerprint:
+        raise TreeringError(
+            f"{place} stands on another substrate than {recipe.substrate} ({found.fingerprint[:12]}…, not "
+            f"{substrate.fingerprint[:12]}…). Give the substrate that it was trained on, or an expert on this one."
+        )
+    if "backbone" in recipe.model_fields_set:
+        asked = gpt_neox(stand_on(substrate, recipe.backbone.shape()))
+        values = {name: (getattr(model.config, name, None), getattr(asked, name)) for name in SHAPE}
+        if wrong := [f"{name} {own}, not {its}" for name, (own, its) in values.items() if own != its]:
+            raise TreeringError(
+                f"{place} has another backbone than the recipe says: {', '.join(wrong)}. Leave the backbone out of the "
+                "recipe, or give that expert's."
+            )
+    weight = embedding(model).weight
+    if substrate.frozen and not torch.equal(weight, substrate.matrix):
+        raise TreeringError(
+            f"The embedding of {place} is not the substrate that it names: it was changed, or rounded. Copy it again."
+        )
+    weight.requires_grad_(not substrate.frozen)
+    if grown_on(model.config):
+        model.config.treering_trunk = None  # no block stays what it shared
+    model.config._name_or_path = ""  # what is recorded of it may be published
+    return model.train()
 
 
 def _length(

@@ -1,0 +1,192 @@
+"""Members that are worse alone and better together? Trained past their optimum, regularised, or taught by another.
+
+    python benchmarks/members.py SUBSTRATE -o OUT --kind ru --owners 4 --epochs 5 10 20
+
+Two of several owners of one kind of text, who share topics and no page, train a member each: for more or fewer passes,
+with more or less weight decay and dropout (Kim et al. 2509.14786 train an ensemble's members past what is best for one
+alone), or the second is taught by the first, too: on its own pages it learns from the page and from what the first
+would say (distillation; a model is shared, no text). Rates by the same search for every row, on pages set apart, by the
+first member alone and by the two joined; held-out pages are read at the end. Run it again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from transformers import PreTrainedModel, set_seed
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from treering import substrate as substrates
+from treering.backbone import dock, gpt_neox
+from treering.composition import compose, load_model
+from treering.corpus import Corpus, Source
+from treering.evaluation.bits import paired_change
+from treering.evaluation.forgetting import composition_losses
+from treering.evaluation.owned_texts import Apart, Cell, OwnedTexts
+from treering.evaluation.search import best_rate
+from treering.tokenizer import load as load_tokenizer
+from treering.training import Training, run, train
+from treering.training.expert import Backbone, stand_on
+from treering.training.loss import fused_loss
+from treering.training.run import scale_residual_outputs
+
+RULES = ("evidence:switch=0.01", "evidence:switch=0.01,together=0.01")
+TOGETHER = RULES[1]
+CONSOLE = Console(width=160)
+
+
+class Way(NamedTuple):
+    """How members of a row are trained; ``taught`` is the share of the teacher in the second one's loss."""
+
+    epochs: float
+    decay: float
+    dropout: float
+    taught: float
+
+    def __str__(self) -> str:
+        told = f"{self.epochs:g} passes, decay {self.decay:g}, dropout {self.dropout:g}"
+        return f"{told}, taught {self.taught:g}" if self.taught else told
+
+
+class Members:
+    """The runs, made when they are asked for and kept in an output."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.output = options, options.output
+        self.tokenizer, self.substrate = load_tokenizer(options.substrate), substrates.load(options.substrate)
+        self.shape = stand_on(
+            self.substrate, Backbone(d_model=self.substrate.matrix.shape[1], heads=4, layers=options.layers).shape()
+        )
+        kinds = {options.kind: Source(path=f"embedded:{options.kind}", name=options.kind)}
+        apart = Apart(0.08, 0.05, options.documents)
+        self.texts = OwnedTexts(kinds, {}, apart, self.tokenizer, self.shape.context, self.output)
+        self.cell = Cell(options.owners, 1.0)
+
+    def member(self, owner: int, way: Way, rate: float, seed: int) -> PreTrainedModel:
+        """An owner's model, from 1; the second is taught by the first where the way says so."""
+        taught = way.taught if owner == 2 else 0.0
+        alone = way._replace(taught=taught)
+        name = f"{owner}-{alone.epochs:g}-{alone.decay:g}-{alone.dropout:g}-{alone.taught:g}-{rate:g}-{seed}"
+        place = self.output / "runs" / name
+        if not place.exists():
+            set_seed(seed)
+            model = dock(gpt_neox(self.shape), self.substrate, self.tokenizer)
+            scale_residual_outputs(model)
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = way.dropout
+            settings = Training(
+                epochs=way.epochs,
+                learning_rate=rate,
+                weight_decay=way.decay,
+                evaluations=2,
+                keep="last",
+                seed=seed,
+            )
+            corpus = Corpus.load(self.texts.corpus(self.options.kind, self.cell, owner))
+            teacher = self.member(1, way, rate, seed) if taught else None
+            with taught_by(teacher, taught):
+                train(model, self.tokenizer, corpus, place, settings, {"name": name}, CONSOLE)
+        return load_model(place)
+
+    def losses(self, way: Way, rate: float, seed: int, texts: Sequence[str]) -> dict[str, Any]:
+        """Of both members, named by their owners, and of the rules that join them."""
+        members = {f"owner-{owner}": self.member(owner, way, rate, seed) for owner in (1, 2)}
+        return composition_losses(compose(members), self.tokenizer, texts, RULES)
+
+    def rate(self, way: Way, what: str) -> float:
+        """With which ``what`` reaches the fewest bits of the pages set apart, by the first seed."""
+        calibration, seed = self.texts.calibration(self.options.kind), self.options.seeds[0]
+        return best_rate(
+            f"{way}, {what}",
+            self.options.rates,
+            lambda rate: self.losses(way, rate, seed, calibration)[what].bits_per_byte,
+            CONSOLE,
+        )
+
+
+@contextmanager
+def taught_by(teacher: PreTrainedModel | None, share: float) -> Iterator[None]:
+    """Let what trains inside learn from a teacher's distribution beside the text: cross-entropy to both."""
+    if teacher is None:
+        yield
+        return
+    teacher.eval()
+
+    def forward(
+        self: PreTrainedModel, input_ids: Tensor, labels: Tensor, num_items_in_batch: Any = None, **_: Any
+    ) -> CausalLMOutputWithPast:
+        log = type(self).forward(self, input_ids=input_ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        loss = -log.gather(-1, input_ids[:, 1:, None])[..., 0]
+        if self.training:
+            with torch.no_grad():
+                taught = teacher(input_ids=input_ids, use_cache=False).logits[:, :-1].float().softmax(-1)
+            loss = (1 - share) * loss - share * (taught * log).sum(-1)
+        return CausalLMOutputWithPast(loss=loss.sum() / (num_items_in_batch or loss.numel()))
+
+    @contextmanager
+    def replaced(model: PreTrainedModel) -> Iterator[None]:
+        model.forward = types.MethodType(forward, model)
+        try:
+            yield
+        finally:
+            del model.forward
+
+    run.fused_loss = replaced
+    try:
+        yield
+    finally:
+        run.fused_loss = fused_loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("substrate", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--kind", default="ru")
+    parser.add_argument("--owners", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--epochs", type=float, nargs="+", default=[5, 10, 20], help="with the usual decay")
+    parser.add_argument("--past", type=float, nargs="+", default=[10, 20], help="passes with each decay and dropout")
+    parser.add_argument("--decays", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--dropouts", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--taught", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 6e-3])
+    parser.add_argument("--documents", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    members = Members(options)
+    ways = [Way(epochs, 0.1, 0.0, 0.0) for epochs in options.epochs]
+    for epochs in options.past:
+        ways += [Way(epochs, decay, 0.0, 0.0) for decay in options.decays]
+        ways += [Way(epochs, 0.1, dropout, 0.0) for dropout in options.dropouts]
+    ways += [Way(options.epochs[-2 if len(options.epochs) > 1 else 0], 0.1, 0.0, share) for share in options.taught]
+    chosen = {}
+    for way in ways:
+        for what in ("owner-2" if way.taught else "owner-1", TOGETHER):
+            chosen[way, what] = members.rate(way, what)
+
+    held_out = members.texts.held_out[options.kind]
+    for seed in options.seeds:
+        table = Table(f"seed {seed}", "rate for", "rate", "member 1", "member 2", *RULES, "gain", box=None)
+        for (way, what), rate in chosen.items():
+            found = members.losses(way, rate, seed, held_out)
+            best = min((found["owner-1"], found["owner-2"]), key=lambda losses: losses.nats.sum())
+            gain = paired_change(found[TOGETHER], best)
+            bits = [f"{found[name].bits_per_byte:.3f}" for name in ("owner-1", "owner-2", *RULES)]
+            told = f"{gain.change:+.1%} ({gain.low:+.1%} … {gain.high:+.1%})"
+            table.add_row(str(way), "joined" if what == TOGETHER else "one", f"{rate:g}", *bits, told)
+        CONSOLE.print(table)
+
+
+if __name__ == "__main__":
+    main()
