@@ -83,6 +83,14 @@ def test_a_dry_run_shows_the_stages_and_makes_nothing(folder):
     assert not list(folder.glob("out*"))
 
 
+def test_a_dry_run_of_a_ready_plan_needs_no_output(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    sizes = ["--set", "backbone.preset=tiny", "--set", "training.tokens=20000"]
+    shown = run("sliding-6", "--substrate", "substrate", "--data", "corpus", "--dry-run", *sizes).stdout
+    assert len(shown.splitlines()) > 3
+    assert not list(folder.glob("sliding*"))
+
+
 def test_a_fresh_model_grows(folder):
     shown = run(write(folder)).stderr
     assert "stage 3 of 3: 3 blocks, new 3 (random), training 3" in shown

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from treering.cli.main import main
-from treering.tokenizer import load
+from treering.corpus import Source, training_texts
+from treering.tokenizer import identity, load, train
 
 
 class Done(NamedTuple):
@@ -50,6 +51,15 @@ def test_train_writes_a_tokenizer(trained: Path) -> None:
     tokenizer = load(trained / "t")
     assert len(tokenizer) == 500
     assert tokenizer.tokenize("Καλημέρα κόσμε") == ["Καλημέρα", " κόσμε"]
+
+
+def test_documents_are_held_out_by_the_rule_that_was_asked_for(tmp_path: Path) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text("".join(f"слово{n} {n}\n" for n in range(400)), encoding="utf-8")
+    done = treering("train", text, "-o", tmp_path / "t", "--vocab-size", 400, "--document", "line", "--validation", 0.3)
+    assert done.returncode == 0, done.stderr
+    expected = train({str(text): training_texts(Source(path=str(text), document="line"), 0.3)}, 400)
+    assert identity(load(tmp_path / "t")) == identity(expected)
 
 
 def test_info(trained: Path) -> None:

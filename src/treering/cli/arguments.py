@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,15 @@ SetOfCorpus = Annotated[list[str] | None, _set("block_size=256")]
 def with_example(what: str, command: str) -> str:
     """The help of a group of commands."""
     return f"{what}\n\nExample: treering {command}"
+
+
+class DocumentRule(str, Enum):
+    """What one document is in plain text."""
+
+    passage = "passage"
+    paragraph = "paragraph"
+    line = "line"
+    file = "file"
 
 
 def command() -> str:

@@ -30,15 +30,6 @@ app = typer.Typer(
 )
 
 
-class DocumentRule(str, Enum):
-    """What one document is in plain text."""
-
-    passage = "passage"
-    paragraph = "paragraph"
-    line = "line"
-    file = "file"
-
-
 class Format(str, Enum):
     """What is inside a file."""
 
@@ -93,7 +84,7 @@ def prepare(
         typer.Option(metavar="NAME=1/2", help="only the documents in the first of two parts"),
     ] = None,
     document: Annotated[
-        DocumentRule | None, typer.Option(help="what a document is in plain text (default passage)")
+        arguments.DocumentRule | None, typer.Option(help="what a document is in plain text (default passage)")
     ] = None,
     file_format: Annotated[Format | None, typer.Option("--format", help="where the extension does not say it")] = None,
     text_field: Annotated[str | None, typer.Option(help="field with the text (default text)")] = None,

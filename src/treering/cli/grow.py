@@ -58,6 +58,8 @@ def grow(
     given = {"substrate": substrate, "model": model, "data": data, "output": output, "plan": plan}
     if recipe in PLANS and not Path(recipe).is_file():  # an output may have a plan's name
         values = {"plan": recipe} | {name: value for name, value in given.items() if value is not None}
+        if dry_run:
+            values.setdefault("output", recipe)  # nothing is written
         chosen = check_recipe(values, GrowthRecipe, "command line", set_ or ())
     else:
         chosen = load_recipe(recipe, GrowthRecipe, given, set_ or ())

@@ -63,12 +63,15 @@ def train(
     ] = Merges.bpe,
     max_length: Annotated[int, typer.Option(help="Longest n-gram of bpe, in characters.")] = 16,
     text_field: Annotated[str, typer.Option(help="Field or column with the text, where files have such.")] = "text",
+    document: Annotated[
+        arguments.DocumentRule, typer.Option(help="What a document is in plain text, as for `data prepare`.")
+    ] = arguments.DocumentRule.passage,
     validation: Annotated[
         float,
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Share of documents held out: the same that `data prepare --validation` holds out.",
+            help="Share of documents held out: the same that `data prepare` holds out with the same --document.",
         ),
     ] = 0.05,
     json_output: Json = False,
@@ -91,7 +94,10 @@ def train(
     if repeated := sorted({file for file in files if files.count(file) > 1}):
         raise TreeringError(f"{', '.join(repeated)}: given more than once; name each source once.")
     trained = tokenizers.train(
-        {file: training_texts(Source(path=file, text_field=text_field), validation) for file in files},
+        {
+            file: training_texts(Source(path=file, text_field=text_field, document=document.value), validation)
+            for file in files
+        },
         vocab_size,
         layout=layout.value if layout else None,
         merges=merges.value,
