@@ -109,6 +109,7 @@ def _lines(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "on disk": f"{known['bytes'] / 2**20:,.1f} MiB {', '.join(known.get('precisions', []))}".strip(),
         "substrate": known.get("substrate"),
         "grown on": base and f"the lowest {base['blocks']} blocks of {base['base']}",
+        "went on from": training.get("origin", {}).get("start"),
         "trained on": (f"{sources}: {read:,} tokens" if sources and read else sources),
         "licence": known.get("licence"),
     }

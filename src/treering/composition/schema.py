@@ -92,9 +92,10 @@ class Measured(_Part):
 
 
 class Origin(_Part):
-    """What an expert was made from."""
+    """What an expert was made from; ``start`` is the expert that it went on from."""
 
     data: Data | None = None
+    start: Annotated[str, Field(max_length=1_000)] | None = None
 
 
 class Training(_Part):

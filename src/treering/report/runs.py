@@ -145,7 +145,7 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("read", f"{', '.join(map(str, origin.get('sources') or [])) or 'not known'}: {measured['tokens']:,} tokens"),
         ("steps", f"{measured['steps']:,}; the weights are those of step {measured['kept_step']:,}"),
         *told,
-        *((name, f"{origin[name]}") for name in ("model", "corpus", "substrate") if origin.get(name)),
+        *((name, f"{origin[name]}") for name in ("model", "start", "corpus", "substrate") if origin.get(name)),
     ]
 
 

@@ -118,7 +118,7 @@ def _started(recipe: ExpertRecipe, place: str, substrate: substrates.Substrate) 
             f"{substrate.fingerprint[:12]}…). Give the substrate that it was trained on, or an expert on this one."
         )
     if "backbone" in recipe.model_fields_set:
-        asked = gpt_neox(stand_on(substrate, recipe.backbone.shape()))
+        asked = gpt_neox(recipe.backbone.shape())
         values = {name: (getattr(model.config, name, None), getattr(asked, name)) for name in SHAPE}
         if wrong := [f"{name} {own}, not {its}" for name, (own, its) in values.items() if own != its]:
             raise TreeringError(
