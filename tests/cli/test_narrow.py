@@ -143,6 +143,8 @@ def test_measures_are_whole(narrow, composition, tmp_path):
     own = ["--own=left=first-of-a-long-name", "--own=right=second-of-a-long-name"]
     text = narrow("eval", "forgetting", composition, *texts, *own, "--rule", "evidence:switch=0.01", "--rule", "mean")
     assert re.search(r"joined \(evidence:switch=0\.01\)\s*$", text, re.M)
+    text = narrow("compose", "kinds", composition, *texts, *own)
+    assert re.search(r"left +\d+%", text) and "Found, not told: left and right are" in text.replace("\n", " ")
 
 
 def test_a_substrate_has_its_fingerprint_on_a_line_of_its_own(narrow, substrate, tokenizer, tmp_path):

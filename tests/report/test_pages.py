@@ -15,13 +15,14 @@ from treering.evaluation.bits import Change
 from treering.evaluation.comparison import Cell, Comparison, Pair
 from treering.evaluation.gains import EVERY, OWN, Against, Gains, Yardstick
 from treering.evaluation.gains import Outcome as Gain
+from treering.evaluation.kinds import Kinds
 from treering.growth.continual import Result
 from treering.growth.outcome import Outcome
 from treering.growth.stages import StageResult
 from treering.report import Grid, as_html, write_page
 from treering.report.comparison import comparison_report
 from treering.report.directory import kind_of, page_of, report_of
-from treering.report.measures import abilities_report, bits_report, forgetting_report, tasks_report
+from treering.report.measures import abilities_report, bits_report, forgetting_report, kinds_report, tasks_report
 
 EVIL = "<script>alert(1)</script>$x^&"
 RULE = "evidence:switch=0.01"
@@ -177,6 +178,18 @@ DIFFERENCES = [
         "documents": 9,
     },
 ]
+KINDS = Kinds(
+    rows=[row(name, text, bits) for name, bits in (("a", 1.0), ("b", 1.1), (EVIL, 3.0)) for text in ("ru", EVIL)],
+    own={"a": ["ru"], "b": ["ru"], EVIL: [EVIL]},
+    pairs=[
+        {"experts": two, "text": "ru", "say": say, "low": say - 0.01, "high": say + 0.01, "documents": 9}
+        for two, say in ((("a", "b"), 0.45), (("a", EVIL), 0.02), (("b", EVIL), 0.195))
+    ],
+    kinds=[["a", "b"], [EVIL]],
+    heard={"ru": ["a", "b"], EVIL: [EVIL]},
+    gains=[{"text": text, "change": -0.02, "low": -0.03, "high": -0.01, "documents": 9} for text in ("ru", EVIL)],
+    least=0.2,
+)
 TASK = {"task": EVIL, "version": 1.0, "shots": 0, "measure": "acc", "chance": 0.25, "count": 100}
 COMPARISON = Comparison(
     [Cell(model=m, subject="ru", measure="bits per byte", value=v, low=v, high=v, count=9)
@@ -193,6 +206,7 @@ def reports(trained, grown, joined, growth_study, continual_study, composition_s
     return {kind_of(place): report_of(place) for place in made} | {
         "bits": bits_report(ROWS, "treering eval"),
         "forgetting": forgetting_report(ROWS, DIFFERENCES, RULE),
+        "kinds": kinds_report(KINDS, "treering compose kinds"),
         "abilities": abilities_report([ability(1, "recall"), ability(1, "bits per byte")]),
         "tasks": tasks_report([{**TASK, "model": m, "value": 0.5, "stderr": 0.05} for m in ("a", EVIL)]),
         "comparison": comparison_report(COMPARISON, "treering compare"),
@@ -244,7 +258,7 @@ def test_figures_stand_where_they_belong(reports):
     figures = {kind: as_html(report).count("<svg") for kind, report in reports.items()}
     assert figures == {
         "trained": 1, "grown": 2, "composition": 0, "growth study": 1, "continual study": 1, "composition study": 1,
-        "bits": 1, "forgetting": 1, "abilities": 0, "tasks": 0, "comparison": 0,
+        "bits": 1, "forgetting": 1, "kinds": 1, "abilities": 0, "tasks": 0, "comparison": 0,
     }  # fmt: skip
 
 
@@ -270,6 +284,18 @@ def test_the_matrix_of_forgetting_is_green_for_a_gain_and_red_for_a_loss(reports
     assert (lost.note, matrix.head[1:]) == ("+5.0% … +20.0%", [f"ru, against {EVIL}", f"zh, against the best, {EVIL}"])
 
 
+def test_the_matrix_of_kinds_is_the_same_from_both_sides_and_bold_within_a_kind(reports):
+    _, matrix, texts = grids(reports["kinds"])
+    cells = {(name, other): cell for name, row in matrix.rows for other, cell in zip(matrix.head[1:], row, strict=True)}
+    assert [cells[name, name] for name in KINDS.own] == ["", "", ""]
+    assert all(cells[one, other] == cells[other, one] for one, other in cells)
+    assert (cells["a", "b"].value, cells["a", "b"].note, cells["a", "b"].best) == ("45%", "ru, 44% … 46%", True)
+    assert [name for name in KINDS.own if cells["b", name] and cells["b", name].best] == ["a"]
+    (own, change, heard) = dict(texts.rows)["ru"]
+    assert (own.value, change.value, heard.value) == ("a, b", "-2.0%", "a, b")
+    assert f"more documents could say the opposite of b beside {EVIL}" in reports["kinds"].takeaway
+
+
 def test_what_became_of_a_task_is_measured_from_when_it_was_learned(reports):
     kept = dict(grids(reports["continual study"])[1].rows)["branches, evidence"]
     assert kept[0].value == "+10.0%" and kept[0].tint < 0  # 2.0 when it was learned, 2.2 at the end
@@ -283,7 +309,7 @@ def test_a_growth_study_draws_the_chosen_runs_that_are_there(growth_study):
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_pages_hinder_nobody(reports, visit, faults, tmp_path, width, scheme):
-    for kind in ("grown", "composition", "composition study", "forgetting"):
+    for kind in ("grown", "composition", "composition study", "forgetting", "kinds"):
         (tmp_path / "page.html").write_text(as_html(reports[kind]), encoding="utf-8")
         assert faults(visit(f"file://{tmp_path / 'page.html'}", width, scheme)) == [], kind
 

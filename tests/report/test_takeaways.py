@@ -15,7 +15,9 @@ from treering.report.takeaways import (
     of_growth,
     of_growth_study,
     of_joining,
+    of_kinds,
     of_neighbours,
+    of_speaking_together,
     of_training,
     of_verdicts,
 )
@@ -37,6 +39,30 @@ def test_a_change_that_is_small_is_not_told_as_none():
 
 def test_names_are_listed_as_people_do():
     assert [listed(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ([["a", "b"], ["c"]], "a and b are of one kind; c is of a kind of its own"),
+        ([["a", "b"], ["c", "d", "e"]], "a and b are of one kind; c, d and e are of one kind"),
+        ([["a"], ["b"]], "a and b are each of a kind of its own"),
+    ],
+)
+def test_kinds_are_told_by_name(kinds, told):
+    assert of_kinds(kinds) == f"Found, not told: {told}."
+    doubted = of_kinds(kinds, [("a", "b"), ("a", "c")])
+    assert doubted == f"Found, not told: {told}; more documents could say the opposite of a beside b and a beside c."
+
+
+def test_speaking_together_gains_only_where_several_have_a_say():
+    assert of_speaking_together("new", "old", {"x": GAIN, "y": NONE}, ["z"]) == (
+        "Where several experts have a say, new needs 2.0% fewer bits per byte than old on x and as many bits per byte "
+        "as old, as far as can be told, on y; on z one alone has a say, so that nothing is to be gained by new."
+    )
+    assert of_speaking_together("new", "old", {}, ["x", "z"]) == (
+        "On x and z one alone has a say, so that nothing is to be gained by new."
+    )
 
 
 def test_joining_tells_the_largest_loss():

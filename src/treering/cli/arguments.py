@@ -111,6 +111,18 @@ def pairs(entries: Sequence[str] | None, what: str) -> list[tuple[str, str]]:
     return [(name, text) for name, _, text in (entry.partition("=") for entry in entries or [])]
 
 
+def own_texts(entries: Sequence[str] | None) -> dict[str, list[str]]:
+    """The texts of each expert, of ``EXPERT=TEXT`` again for each.
+
+    Raises:
+        TreeringError: an entry names nobody.
+    """
+    found: dict[str, list[str]] = {}
+    for name, text in pairs(entries, "TEXT"):
+        found.setdefault(name, []).append(text)
+    return found
+
+
 def texts_to_measure(
     files: Sequence[str] | None, corpora: Sequence[str] | None, limit: int | None
 ) -> dict[str, list[str]]:

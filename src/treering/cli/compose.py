@@ -182,6 +182,57 @@ def list_(
         print_table(results(), experts_table(experts))
 
 
+@app.command()
+def kinds(
+    directory: Directory,
+    data: Annotated[list[str] | None, typer.Option(help="a prepared corpus: its held-out documents, by source")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="NAME=FILE: every document of a file")] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EXPERT=TEXT", help="a text of an expert's own; known of experts that Treering trained"),
+    ] = None,
+    least: Annotated[
+        float, typer.Option(min=0, max=0.5, help="the say that experts of one kind leave each other; of equals, 0.5")
+    ] = 0.1,
+    limit: Annotated[int | None, typer.Option(min=1, help="documents per text at most, the first ones")] = None,
+    output: arguments.Page = None,
+    json: Annotated[bool, typer.Option("--json", help="all that was found, as JSON instead of tables")] = False,
+) -> None:
+    """Who knows what, by held-out text, and which experts are of one kind, so that speaking together gains.
+
+    Example: treering compose kinds joined --data data-fi --data data-et -o kinds.html
+    """
+    from dataclasses import asdict
+
+    from rich import print_json
+
+    from treering.cli.console import plain, print_table, progress, results
+    from treering.composition import load_model
+    from treering.evaluation import as_kinds_table, as_table, find_kinds, require_composition
+    from treering.report import as_html, write_page
+    from treering.report.measures import kinds_report, kinds_takeaway, together_takeaway
+    from treering.tokenizer import load
+
+    page = arguments.page(output)
+    model, tokenizer = require_composition(load_model(directory)), load(directory)
+    texts = arguments.texts_to_measure(text, data, limit)
+    told = arguments.own_texts(own)
+    with progress().status(f"measuring {directory} …"):
+        found = find_kinds(model, tokenizer, texts, told, least)
+    if page:
+        write_page(page, as_html(kinds_report(found, arguments.command())))
+    if json:
+        print_json(data=asdict(found))
+        return
+    out = results()
+    print_table(out, as_table(found.rows))
+    out.print()
+    print_table(out, as_kinds_table(found))
+    for sentence in (kinds_takeaway(found), together_takeaway(found)):
+        out.print()
+        out.print(plain(sentence))
+
+
 def experts_table(experts: Sequence[dict[str, Any]]) -> Table:
     """What `treering.composition.list_experts` tells, a row for each."""
     from rich.table import Table

@@ -112,9 +112,7 @@ def forgetting(
     model, tokenizer = require_composition(load_model(composition)), load(composition)
     texts = arguments.texts_to_measure(text, data, limit)
     extra = {"switched": code_switched(data or [])[:limit]} if switched else {}
-    told: dict[str, list[str]] = {}
-    for name, its in arguments.pairs(own, "TEXT"):
-        told.setdefault(name, []).append(its)
+    told = arguments.own_texts(own)
     console = progress()
     with console.status(f"measuring {composition} …"):
         measured = measure_forgetting(model, tokenizer, texts, rule, told, extra)

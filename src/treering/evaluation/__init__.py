@@ -28,6 +28,7 @@ from treering.evaluation.forgetting import (
     measure_forgetting,
 )
 from treering.evaluation.generation import generate, prompt_ids, require_one_way, require_room
+from treering.evaluation.kinds import Kinds, Kinship, TogetherGain, as_kinds_table, find_kinds, kinds_of
 from treering.evaluation.table import Row, as_table, bits_per_byte, held_out_texts, row, uniform_bits_per_byte
 
 __all__ = [
@@ -37,12 +38,16 @@ __all__ = [
     "Difference",
     "DocumentLosses",
     "Forgetting",
+    "Kinds",
+    "Kinship",
     "Question",
     "Row",
     "Score",
+    "TogetherGain",
     "abilities",
     "as_abilities_table",
     "as_change_table",
+    "as_kinds_table",
     "as_table",
     "bits_per_byte",
     "choose",
@@ -51,8 +56,10 @@ __all__ = [
     "continuations",
     "document_losses",
     "explain",
+    "find_kinds",
     "generate",
     "held_out_texts",
+    "kinds_of",
     "measure_forgetting",
     "paired_change",
     "prompt_ids",

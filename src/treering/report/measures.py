@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from treering.composition import DEFAULT_RULE
+from treering.evaluation.kinds import TOGETHER, Kinds, Kinship
 from treering.report.figures import as_svg, scores
-from treering.report.grids import BITS, ability_grid, as_found, change_grid, is_yardstick, plain_label, score_grid
+from treering.report.grids import (
+    BITS,
+    ability_grid,
+    as_found,
+    change_cell,
+    change_grid,
+    is_yardstick,
+    plain_label,
+    score_grid,
+)
 from treering.report.page import Cell, Drawing, Grid, Report, Section
-from treering.report.takeaways import of_abilities, of_bits, of_joining
+from treering.report.takeaways import of_abilities, of_bits, of_joining, of_kinds, of_speaking_together
 
 CHANCE = 0.25
 """Of the choices of ``eval abilities``, which are among four."""
@@ -62,6 +73,67 @@ def joining_takeaway(differences: Rows, rule: str) -> str:
         {(one["expert"], one["text"]): as_found(one) for one in ours if one["own"]},
         {one["text"]: as_found(one) for one in ours if not one["own"]},
     )
+
+
+def kinds_report(found: Kinds, command: str = "") -> Report:
+    """The page of ``compose kinds``."""
+    names = list(found.own)
+    cells = {two: _say(pair, found.least) for pair in found.pairs for two in (pair["experts"], pair["experts"][::-1])}
+    return Report(
+        "Who knows what, and who is of one kind",
+        kinds_takeaway(found),
+        [
+            Section("Who knows what", [score_grid(found.rows), score_drawing(found.rows)]),
+            Section(
+                "Who is of one kind",
+                [
+                    together_takeaway(found),
+                    Grid(
+                        ["", *names],
+                        [(name, [cells.get((name, other), "") for other in names]) for name in names],
+                        "The say that slow evidence leaves to the one of two that is behind, on that own text of "
+                        "either on which it is least, in the middle of its documents: 50% where both know it equally "
+                        f"well. In bold from {found.least:.0%} on, which is one kind. Below, the text and the 95% "
+                        "interval of the median over its documents.",
+                    ),
+                    Grid(
+                        ["", "own text of", "change by speaking together", "have a say"],
+                        _texts(found),
+                        f"Change of bits per byte by {TOGETHER} from those by {DEFAULT_RULE}, with the 95% interval "
+                        "of a paired bootstrap. Who has no own text among these has the one on which it is best.",
+                    ),
+                ],
+            ),
+        ],
+        command=command,
+    )
+
+
+def kinds_takeaway(found: Kinds) -> str:
+    """Who is of one kind, in one sentence."""
+    return of_kinds(found.kinds, [pair["experts"] for pair in found.doubtful])
+
+
+def together_takeaway(found: Kinds) -> str:
+    """What it is worth to let them speak together, in one sentence."""
+    several = {one["text"]: as_found(one) for one in found.gains if len(found.heard[one["text"]]) > 1}
+    alone = [text for text, heard in found.heard.items() if len(heard) == 1]
+    return of_speaking_together(TOGETHER, DEFAULT_RULE, several, alone)
+
+
+def _say(pair: Kinship, least: float) -> Cell:
+    interval = f", {pair['low']:.0%} … {pair['high']:.0%}" if pair["documents"] > 1 else ""
+    return Cell(f"{pair['say']:.0%}", f"{pair['text']}{interval}", pair["say"] >= least)
+
+
+def _texts(found: Kinds) -> list[tuple[str, list[Cell | str]]]:
+    """Of each text, whose own it is, what speaking together changes there, and who has a say."""
+    rows: list[tuple[str, list[Cell | str]]] = []
+    for one in found.gains:
+        own = [name for name, texts in found.own.items() if one["text"] in texts]
+        words = [Cell(", ".join(names), prose=True) for names in (own, found.heard[one["text"]])]
+        rows.append((one["text"], [words[0], change_cell(as_found(one)), words[1]]))
+    return rows
 
 
 def score_drawing(rows: Rows) -> Drawing:

@@ -126,6 +126,38 @@ def of_joining(rule: str, own: Mapping[tuple[str, str], Found], others: Mapping[
     return f"Joined by {rule}, {'; '.join(parts) or 'the experts were measured on no text'}."
 
 
+def of_kinds(kinds: Sequence[Sequence[str]], doubtful: Sequence[tuple[str, str]] = ()) -> str:
+    """Which experts are of one kind.
+
+    Args:
+        doubtful: pairs of which more documents could say the opposite.
+    """
+    several, alone = [listed(kind) for kind in kinds if len(kind) > 1], [kind[0] for kind in kinds if len(kind) == 1]
+    parts = [f"{names} are of one kind" for names in several]
+    if alone:
+        parts.append(f"{listed(alone)} {_is(len(alone))} {'each ' if len(alone) > 1 else ''}of a kind of its own")
+    if doubtful:
+        pairs = listed([f"{one} beside {other}" for one, other in doubtful])
+        parts.append(f"more documents could say the opposite of {pairs}")
+    return f"Found, not told: {'; '.join(parts)}."
+
+
+def of_speaking_together(rule: str, default: str, changes: Mapping[str, Found], alone: Sequence[str]) -> str:
+    """What a rule that lets experts of one kind speak together is worth.
+
+    Args:
+        changes: by text on which several experts have a say, the change from ``default``.
+        alone: the texts on which one has.
+    """
+    parts = []
+    if changes:
+        parts.append(f"where several experts have a say, {rule} needs {listed(_needs(changes, default))}")
+    if alone:
+        parts.append(f"on {listed(alone)} one alone has a say, so that nothing is to be gained by {rule}")
+    told = "; ".join(parts)
+    return f"{told[0].upper()}{told[1:]}."
+
+
 def of_changes(who: str, whom: str, changes: Mapping[str, Found]) -> str:
     """One model against another, text by text."""
     return f"{who} needs {listed(_needs(changes, whom))}."
