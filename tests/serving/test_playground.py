@@ -6,6 +6,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
@@ -283,6 +284,12 @@ def test_the_page_needs_no_key_and_what_it_asks_for_does(guarded):
     for body in ({}, {"model": "joined", "prompt": "x"}):
         assert ask(guarded, **body)[0] == 401
         assert ask(guarded, headers={"authorization": f"Bearer {KEY}"}, **body)[0] == 200
+
+
+def test_the_page_has_every_file_of_its_script_once():
+    script = Path(playground.__file__).parent / "script"
+    assert sorted(playground.SCRIPT) == sorted(path.stem for path in script.iterdir())
+    assert all(playground.page().count(path.read_text(encoding="utf-8")) == 1 for path in script.iterdir())
 
 
 def test_without_a_key_only_the_server_s_own_page_may_ask(client):
