@@ -15,6 +15,7 @@ from playwright.sync_api import expect
 from treering import tokenizer as tokenizers
 from treering.composition import load_model, rule
 from treering.evaluation import explain, prompt_ids
+from treering.report.explanation import OKABE_ITO
 from treering.serving import playground
 from treering.serving.limits import Limits
 from treering.serving.served import Served
@@ -345,6 +346,8 @@ def test_a_text_is_written_looked_at_and_taken_elsewhere(client, visit, greedy):
     assert page.locator("tbody th").all_inner_texts() == ["A a", "B b", "together"]
     assert page.locator(".tops ol").count() == 3
     assert page.locator(".tops button").count() == 15
+    colours = [one.evaluate("e => e.style.getPropertyValue('--own')") for one in page.locator("#legend .sign").all()]
+    assert tuple(colours) == OKABE_ITO[:2]
 
     # Another word is put in the place of the last but one, and the text goes on from there.
     kept = [one.text_content() for one in tokens.all()][:-2]

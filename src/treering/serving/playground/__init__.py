@@ -10,6 +10,8 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from treering.report.explanation import OKABE_ITO
+
 SCRIPT = (
     *("state", "elements", "voices", "pieces", "text", "legend", "strip", "choosing", "token", "branches", "settings"),
     *("server", "writing", "chat", "actions", "programs", "room", "beginning"),
@@ -24,7 +26,7 @@ def page() -> str:
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
         _read("page.html.jinja")
     )
-    return template.render(style=Markup(_style()), script=Markup(_script()))
+    return template.render(style=Markup(_style()), script=Markup(_script()), palette=" ".join(OKABE_ITO))
 
 
 @cache

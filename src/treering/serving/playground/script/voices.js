@@ -1,6 +1,6 @@
 // Voices: who they are, and how they look.
 
-const PALETTE = ["#009E73", "#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9"];  // as in `treering explain`
+const PALETTE = document.documentElement.dataset.palette.split(" ");  // as `treering explain` has them
 const ITSELF = "the text itself";
 const UNDECIDED = 0.15;  // below this certainty a word has no expert's sign
 
