@@ -121,8 +121,11 @@ def test_the_command_shows_chance_and_the_authors_figure(expert, tokenizer, hub,
     tokenizers.save(tokenizer, tmp_path / "model")
     exams = ["paper_mmlu", "paper_arc_easy", "paper_squad", "paper_bleu_en_ru"]
     command = ["eval", "paper", str(tmp_path / "model"), "--exams", ",".join(exams), "--data", str(hub)]
-    result = CliRunner().invoke(app, [*command, "--like", "max_bvv_zh", "--runs", "2", "--json"])
+    result = CliRunner().invoke(
+        app, [*command, "--like", "max_bvv_zh", "--runs", "2", "--json", "-o", str(tmp_path / "p.html")]
+    )
     assert result.exit_code == 0, result.output
+    assert "<h1>The paper&#39;s own protocol</h1>" in (tmp_path / "p.html").read_text(encoding="utf-8")
     rows = {row["exam"]: row for row in json.loads(result.stdout)}
     assert [rows[exam]["published"] for exam in exams] == [24.72, 21.93, 17.66, 1.28]
     assert [rows[exam]["chance"] for exam in exams] == [25.0, 25.0, None, None]

@@ -22,7 +22,14 @@ from treering.growth.stages import StageResult
 from treering.report import Grid, as_html, write_page
 from treering.report.comparison import comparison_report
 from treering.report.directory import kind_of, page_of, report_of
-from treering.report.measures import abilities_report, bits_report, forgetting_report, kinds_report, tasks_report
+from treering.report.measures import (
+    abilities_report,
+    bits_report,
+    forgetting_report,
+    kinds_report,
+    paper_report,
+    tasks_report,
+)
 
 EVIL = "<script>alert(1)</script>$x^&"
 RULE = "evidence:switch=0.01"
@@ -191,6 +198,7 @@ KINDS = Kinds(
     least=0.2,
 )
 TASK = {"task": EVIL, "version": 1.0, "shots": 0, "measure": "acc", "chance": 0.25, "count": 100}
+EXAM = {"value": 26.0, "margin": 0.5, "runs": 10, "samples": 1000, "chance": 25.0, "published": 24.0, "unanswered": 0.2}
 COMPARISON = Comparison(
     [Cell(model=m, subject="ru", measure="bits per byte", value=v, low=v, high=v, count=9)
      for m, v in (("a", 1), (EVIL, 2))],
@@ -209,6 +217,7 @@ def reports(trained, grown, joined, growth_study, continual_study, composition_s
         "kinds": kinds_report(KINDS, "treering compose kinds"),
         "abilities": abilities_report([ability(1, "recall"), ability(1, "bits per byte")]),
         "tasks": tasks_report([{**TASK, "model": m, "value": 0.5, "stderr": 0.05} for m in ("a", EVIL)]),
+        "paper": paper_report([{**EXAM, "model": m, "exam": e} for m in ("a", EVIL) for e in ("paper_mmlu", EVIL)]),
         "comparison": comparison_report(COMPARISON, "treering compare"),
     }
 
@@ -258,7 +267,7 @@ def test_figures_stand_where_they_belong(reports):
     figures = {kind: as_html(report).count("<svg") for kind, report in reports.items()}
     assert figures == {
         "trained": 1, "grown": 2, "composition": 0, "growth study": 1, "continual study": 1, "composition study": 1,
-        "bits": 1, "forgetting": 1, "kinds": 1, "abilities": 0, "tasks": 0, "comparison": 0,
+        "bits": 1, "forgetting": 1, "kinds": 1, "abilities": 0, "tasks": 0, "paper": 0, "comparison": 0,
     }  # fmt: skip
 
 
@@ -274,6 +283,26 @@ def test_who_knows_what_marks_models_and_no_yardsticks(reports):
     assert (
         [cell.tint for cell in cells["uniform"]] == [0, 0] and cells["oracle"][0].tint == 0 and cells["oracle"][1] == ""
     )
+
+
+def test_a_wide_table_of_abilities_is_turned_round_and_no_tie_is_the_best():
+    found = [{**ability(1, m, t), "model": a} for a in "ab" for t in ("ru", "en") for m in ("recall", "continuation")]
+    [section] = abilities_report(found).sections
+    assert list(section.parts[0].head) == ["", "a", "b"]
+    assert [name for name, _ in section.parts[0].rows][:2] == ["ru: recall (9)", "ru: continuation (9)"]
+    assert not any(cell.best for _, cells in section.parts[0].rows for cell in cells)
+
+
+def test_the_papers_scores_stand_beside_what_guessing_gives_and_the_published_ones():
+    exam, squad = {**EXAM, "model": "a", "exam": "paper_mmlu"}, {"exam": "paper_squad", "chance": None}
+    scores, missed = paper_report([exam, {**exam, **squad, "published": None, "unanswered": None}]).sections
+    assert list(scores.parts[0].head) == ["", "a", "chance", "published", "questions"]
+    shown = [(name, cells[0].value, cells[0].note, *cells[1:]) for name, cells in scores.parts[0].rows]
+    assert shown == [
+        ("paper_mmlu", "26.00", "± 0.50", "25.00", "24.00", "10 × 1,000"),
+        ("paper_squad", "26.00", "± 0.50", "", "", "10 × 1,000"),
+    ]
+    assert missed.parts[0].rows == [("paper_mmlu", ["20.0%"])]
 
 
 def test_the_matrix_of_forgetting_is_green_for_a_gain_and_red_for_a_loss(reports):

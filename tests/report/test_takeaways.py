@@ -8,6 +8,7 @@ from treering.report.takeaways import (
     of_abilities,
     of_arrivals,
     of_bits,
+    of_bits_alone,
     of_changes,
     of_comparison,
     of_composition,
@@ -17,6 +18,7 @@ from treering.report.takeaways import (
     of_joining,
     of_kinds,
     of_neighbours,
+    of_paper,
     of_speaking_together,
     of_training,
     of_verdicts,
@@ -178,10 +180,25 @@ def test_bits_abilities_and_studies():
         "Fewest bits per byte: a on x and b on y; on 1 of 2 texts its 95% interval lies below all others."
     )
     assert of_bits({"x": ("a", False)}).endswith("on no text its 95% interval lies below all others.")
-    assert of_abilities(["a"], [("a", 0.3, 0.25), ("a", 0.2, 0.25)]) == (
-        "Of 2 kinds of choices that 1 model made, 1 is above chance beyond doubt."
+    assert of_bits({"x": ("a", True), "y": ("a", True)}, ["y"]).endswith(
+        "on every text its 95% interval lies below all others; to guess among all tokens evenly takes no more on y."
     )
-    assert "none are above chance" in of_abilities(["a"], [("a", 0.2, 0.25)])
+    assert of_bits_alone("a", {"x": 1.5, "y": 2}) == "a needs 1.500 bits per byte on x and 2.000 bits per byte on y."
+    assert of_bits_alone("a", {"x": 1.5}, ["x"]).endswith("; to guess among all tokens evenly takes no more on x.")
+    assert of_abilities(["a"], [("a", 0.3, 0.25), ("a", 0.2, 0.25)]) == (
+        "Of 2 kinds of choices that 1 model made, 1 has the whole 95% interval above chance."
+    )
+    assert "none has the whole 95% interval above chance" in of_abilities(["a"], [("a", 0.2, 0.25)])
+    assert of_abilities(["a"], []) == "1 model, measured by bits per byte alone."
+    assert of_paper(["a", "b"], [(26.0, 25.0), (24.0, 25.0), (51.0, 50.0)], [0.1, 0.42]) == (
+        "Of 3 results of 2 models on exams that can be guessed, 2 are above chance by more than the runs' margin; up "
+        "to 42% of what was written was no answer at all."
+    )
+    assert "none are above chance" in of_paper(["a"], [(24.0, 25.0)], [0.0])
+    assert of_paper(["a"], [], [0.5]) == (
+        "1 model, by the paper's protocol: up to 50% of what was written was no answer at all."
+    )
+    assert of_paper(["a"], [], []) == "1 model, by the paper's protocol: on no exam that could be guessed."
     assert of_arrivals("branches", {"x": LOSS, "y": GAIN, "z": NONE}, 0.012) == (
         "After all tasks, branches has forgotten 1.2%, and is better than 1, worse than 1 and not to be told from 1 of "
         "3 other ways."

@@ -6,6 +6,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from playwright.sync_api import expect
 from treering import tokenizer as tokenizers
 from treering.composition import load_model, rule
 from treering.evaluation import explain, prompt_ids
+from treering.report.explanation import OKABE_ITO
 from treering.serving import playground
 from treering.serving.limits import Limits
 from treering.serving.served import Served
@@ -285,6 +287,12 @@ def test_the_page_needs_no_key_and_what_it_asks_for_does(guarded):
         assert ask(guarded, headers={"authorization": f"Bearer {KEY}"}, **body)[0] == 200
 
 
+def test_the_page_has_every_file_of_its_script_once():
+    script = Path(playground.__file__).parent / "script"
+    assert sorted(playground.SCRIPT) == sorted(path.stem for path in script.iterdir())
+    assert all(playground.page().count(path.read_text(encoding="utf-8")) == 1 for path in script.iterdir())
+
+
 def test_without_a_key_only_the_server_s_own_page_may_ask(client):
     port = client.base_url.port
 
@@ -338,6 +346,8 @@ def test_a_text_is_written_looked_at_and_taken_elsewhere(client, visit, greedy):
     assert page.locator("tbody th").all_inner_texts() == ["A a", "B b", "together"]
     assert page.locator(".tops ol").count() == 3
     assert page.locator(".tops button").count() == 15
+    colours = [one.evaluate("e => e.style.getPropertyValue('--own')") for one in page.locator("#legend .sign").all()]
+    assert tuple(colours) == OKABE_ITO[:2]
 
     # Another word is put in the place of the last but one, and the text goes on from there.
     kept = [one.text_content() for one in tokens.all()][:-2]

@@ -240,6 +240,7 @@ def paper(
     data: Annotated[str | None, typer.Option(metavar="DIR", help="question sets on disk, ORGANISATION/NAME")] = None,
     runs: Annotated[int, typer.Option(min=1, help="each draws its own questions")] = 10,
     samples: Annotated[int | None, typer.Option(min=1, help="questions of a run, not the protocol's number")] = None,
+    output: arguments.Page = None,
     json: Annotated[bool, typer.Option("--json", help="rows as JSON instead of a table")] = False,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
@@ -253,8 +254,11 @@ def paper(
     from treering.composition import load_model
     from treering.evaluation.harness import require_lm_eval
     from treering.evaluation.harness.paper import EXAMS, PaperScore, as_paper_table, paper_protocol
+    from treering.report import as_html, write_page
+    from treering.report.measures import paper_report
     from treering.tokenizer import load
 
+    page = arguments.page(output)
     require_lm_eval()
     chosen = arguments.listed(exams) or list(EXAMS)
     rows: list[PaperScore] = []
@@ -266,6 +270,8 @@ def paper(
             rows += paper_protocol(
                 name, model, tokenizer, chosen, data, like, runs, samples, lambda exam: status.update(exam)
             )
+    if page:
+        write_page(page, as_html(paper_report(rows, arguments.command())))
     if json:
         print_json(data=rows)
     else:

@@ -65,11 +65,13 @@ class Joined:
         evidence: what has been learnt from the text after each position of the reading [row, batch, position], whose
             last is the next reading's ``state``: log-weights of the experts, and whatever else a rule goes on with (at
             most `most_rows`); None for rules that need no evidence.
+        repeated: what the text itself said, log-probabilities [batch, position, vocab], where there is a ``cache``.
     """
 
     logits: Tensor
     weights: Tensor
     evidence: Tensor | None = None
+    repeated: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,7 @@ def _with_cache(joined: Joined, likelihood: Tensor, reading: Reading, share: flo
         linear_pool(torch.stack([joined.logits, own]), weights),
         torch.cat([joined.weights + weights[:1], weights[1:]]),
         torch.cat([track, both]),
+        own,
     )
 
 

@@ -110,7 +110,7 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_yticks([at for at, _ in ticks], [f"{model}" for _, model in ticks], fontsize=8)
     for t, text in enumerate(texts):
         axes.text(0, t * (len(models) + 1) - 0.85, f"on {text}", fontweight="bold", fontsize=9, va="center")
-    axes.invert_yaxis()
+    axes.set_ylim(len(texts) * (len(models) + 1) - 1.4, -1.2)  # from below the last bar to above the first text's name
     axes.set(xlabel="bits per byte (less is better; line: 95% interval over documents)")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -9,6 +9,8 @@ from treering.report.page import Cell, Grid
 from treering.report.takeaways import Found
 
 BITS = "bits per byte"
+UNIFORM = "uniform"
+"""How the name of the baseline that knows nothing begins."""
 
 
 def plain_label(model: str, rule: str | None) -> str:
@@ -60,7 +62,7 @@ def score_grid(
 
 def is_yardstick(row: Mapping[str, Any]) -> bool:
     """Whether a row is no model's: of the baseline that knows nothing, or of the choice of who turns out best."""
-    return row["model"].startswith("uniform") or row["model"] == "oracle"
+    return row["model"].startswith(UNIFORM) or row["model"] == "oracle"
 
 
 def change_grid(differences: Sequence[Mapping[str, Any]]) -> Grid:
@@ -95,13 +97,11 @@ def ability_grid(found: Sequence[Mapping[str, Any]]) -> Grid:
     def cell(model: str, text: str, measure: str) -> Cell | str:
         if (model, text, measure) not in cells:
             return ""
-        own, others = (
-            cells[model, text, measure],
-            [a["value"] for a in found if (a["text"], a["measure"]) == (text, measure)],
-        )
+        own = cells[model, text, measure]
+        others = [a["value"] for a in found if (a["text"], a["measure"]) == (text, measure)]
         form, best = (".3f", min(others)) if measure == BITS else (".1%", max(others))
         note = f"{own['low']:{form}} … {own['high']:{form}}" if own["count"] > 1 else ""
-        return Cell(f"{own['value']:{form}}", note, len(models) > 1 and own["value"] == best)
+        return Cell(f"{own['value']:{form}}", note, min(others) < max(others) and own["value"] == best)
 
     return Grid(
         ["", *(f"{text}: {measure} ({count:,})" for text, measure, count in columns)],
@@ -109,3 +109,12 @@ def ability_grid(found: Sequence[Mapping[str, Any]]) -> Grid:
         "Below each its 95% interval over documents or questions. Continuation and recall are choices among four: "
         "chance is 25%.",
     )
+
+
+def upright(grid: Grid) -> Grid:
+    """With rows and columns exchanged if it has more columns: a page scrolls down more readily than across."""
+    corner, *head = grid.head
+    if len(head) <= len(grid.rows):
+        return grid
+    columns = zip(*(cells for _, cells in grid.rows), strict=True)
+    return Grid([corner, *(name for name, _ in grid.rows)], list(zip(head, columns, strict=True)), grid.note)

@@ -10,6 +10,7 @@ from treering.evaluation.kinds import TOGETHER, Kinds, Kinship
 from treering.report.figures import as_svg, scores
 from treering.report.grids import (
     BITS,
+    UNIFORM,
     ability_grid,
     as_found,
     change_cell,
@@ -17,9 +18,18 @@ from treering.report.grids import (
     is_yardstick,
     plain_label,
     score_grid,
+    upright,
 )
 from treering.report.page import Cell, Drawing, Grid, Report, Section
-from treering.report.takeaways import of_abilities, of_bits, of_joining, of_kinds, of_speaking_together
+from treering.report.takeaways import (
+    of_abilities,
+    of_bits,
+    of_bits_alone,
+    of_joining,
+    of_kinds,
+    of_paper,
+    of_speaking_together,
+)
 
 CHANCE = 0.25
 """Of the choices of ``eval abilities``, which are among four."""
@@ -38,9 +48,13 @@ def bits_report(rows: Rows, command: str = "") -> Report:
     for text, own in texts.items():
         first, *others = sorted(own, key=lambda row: row["bits_per_byte"])
         best[text] = first["model"], first["documents"] > 1 and all(first["high"] < other["low"] for other in others)
+    fewest = {text: min(row["bits_per_byte"] for row in own) for text, own in texts.items()}
+    guesses = [row for row in rows if row["model"].startswith(UNIFORM)]
+    guessed = list(dict.fromkeys(r["text"] for r in guesses if r["bits_per_byte"] <= fewest[r["text"]]))
+    alone = len({(row["model"], row["rule"]) for row in known}) == 1
     return Report(
         "Bits per byte on held-out text",
-        of_bits(best),
+        of_bits_alone(known[0]["model"], fewest, guessed) if alone else of_bits(best, guessed),
         [Section("Who knows what", [score_grid(rows), score_drawing(known)])],
         command=command,
     )
@@ -152,7 +166,7 @@ def abilities_report(found: Rows, command: str = "") -> Report:
     return Report(
         "What small models can do",
         of_abilities(models, choices),
-        [Section("Abilities", [ability_grid(found)])],
+        [Section("Abilities", [upright(ability_grid(found))])],
         command=command,
     )
 
@@ -179,7 +193,11 @@ def tasks_report(rows: Rows, command: str = "") -> Report:
 
     return Report(
         "lm-eval's tasks",
-        of_abilities(models, [(r["model"], r["value"] - 1.96 * r["stderr"], r["chance"]) for r in asked]),
+        of_abilities(
+            models,
+            [(r["model"], r["value"] - 1.96 * r["stderr"], r["chance"]) for r in asked],
+            "on tasks of which it is not known what guessing gives",
+        ),
         [
             Section(
                 "Scores",
@@ -199,6 +217,74 @@ def tasks_report(rows: Rows, command: str = "") -> Report:
                         list({f"{r['task']}: {r['measure']}": described(r) for r in rows}.values()),
                     )
                 ],
+            ),
+        ],
+        command=command,
+    )
+
+
+def paper_report(rows: Rows, command: str = "") -> Report:
+    """The page of ``eval paper``, in per cent; margins are those of the runs, as the paper has them."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    exams = {row["exam"]: row for row in rows}
+    found = {(row["model"], row["exam"]): row for row in rows}
+    guessed = [row for row in rows if row["chance"] is not None]
+
+    def score(model: str, exam: str) -> Cell | str:
+        if (model, exam) not in found:
+            return ""
+        row = found[model, exam]
+        return Cell(f"{row['value']:.2f}", f"± {row['margin']:.2f}" if row["runs"] > 1 else "")
+
+    def unanswered(model: str, exam: str) -> str:
+        row = found.get((model, exam))
+        return "" if row is None else f"{row['unanswered']:.1%}"
+
+    beside = [name for name in ("chance", "published") if any(row[name] is not None for row in rows)]
+
+    def described(row: Mapping[str, Any]) -> list[str]:
+        known = ["" if row[name] is None else f"{row[name]:.2f}" for name in beside]
+        return [*known, f"{row['runs']} × {row['samples']:,}"]
+
+    return Report(
+        "The paper's own protocol",
+        of_paper(
+            models,
+            [(row["value"] - row["margin"], row["chance"]) for row in guessed if row["runs"] > 1],
+            [row["unanswered"] for row in guessed],
+        ),
+        [
+            Section(
+                "Scores",
+                [
+                    Grid(
+                        ["", *models, *beside, "questions"],
+                        [(exam, [*(score(m, exam) for m in models), *described(row)]) for exam, row in exams.items()],
+                        "Per cent, the mean of the runs ± 1.96 of its standard errors over runs, as the paper has it: "
+                        "the spread of the draws, not of the questions. Greedy, the first character is the answer; to "
+                        "be set beside the paper's figures alone. Standard scores are those of treering eval tasks.",
+                    )
+                ],
+            ),
+            *(
+                [
+                    Section(
+                        "What was no answer at all",
+                        [
+                            Grid(
+                                ["", *models],
+                                [
+                                    (exam, [unanswered(model, exam) for model in models])
+                                    for exam in dict.fromkeys(row["exam"] for row in guessed)
+                                ],
+                                "The share of answers that were no letter, or neither true nor false; they count as "
+                                "wrong.",
+                            )
+                        ],
+                    )
+                ]
+                if guessed
+                else []
             ),
         ],
         command=command,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from treering import __version__
 from treering.errors import TreeringError
@@ -100,9 +102,15 @@ def render(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     environment.tests["grid"] = lambda part: isinstance(part, Grid)
     environment.tests["drawing"] = lambda part: isinstance(part, Drawing)
     return environment.get_template(f"{template}.html.jinja").render(generator=GENERATOR, **content)
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a narrow column may break where its parts end, and only then within a part."""
+    return Markup(re.sub(r"([_:=])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
 def require_ours(path: str | os.PathLike[str]) -> None:

@@ -175,18 +175,30 @@ def _needs(changes: Mapping[str, Found], whom: str) -> list[str]:
     return told
 
 
-def of_bits(best: Mapping[str, tuple[str, bool]]) -> str:
+def of_bits(best: Mapping[str, tuple[str, bool]], guessed: Sequence[str] = ()) -> str:
     """Which model needs the fewest bits on which text.
 
     Args:
         best: by text, that model, and whether its interval lies below those of all others.
+        guessed: texts where the baseline that knows nothing needs no more.
     """
     models = list(dict.fromkeys(model for model, _ in best.values()))
     parts = [f"{model} on {listed([text for text, (own, _) in best.items() if own == model])}" for model in models]
-    clear = sum(apart for _, apart in best.values())
+    clear = sum(below for _, below in best.values())
     told = "every" if clear == len(best) else "no" if clear == 0 else f"{clear} of {len(best)}"
     text = "text" if told in ("every", "no") or len(best) == 1 else "texts"
-    return f"Fewest bits per byte: {listed(parts)}; on {told} {text} its 95% interval lies below all others."
+    apart = f"on {told} {text} its 95% interval lies below all others"
+    return f"Fewest bits per byte: {listed(parts)}; {apart}{_guessed(guessed)}."
+
+
+def of_bits_alone(model: str, bits: Mapping[str, float], guessed: Sequence[str] = ()) -> str:
+    """How many bits the only model needs on each text; ``guessed`` as for `of_bits`."""
+    needs = listed([f"{value:.3f} bits per byte on {text}" for text, value in bits.items()])
+    return f"{model} needs {needs}{_guessed(guessed)}."
+
+
+def _guessed(texts: Sequence[str]) -> str:
+    return f"; to guess among all tokens evenly takes no more on {listed(texts)}" if texts else ""
 
 
 def of_comparison(models: Sequence[str], wins: Mapping[str, int], losses: Mapping[str, int], subjects: int) -> str:
@@ -205,19 +217,42 @@ def of_comparison(models: Sequence[str], wins: Mapping[str, int], losses: Mappin
     return f"{best} beats {others} {on}{rest if wins[best] < subjects else ''}."
 
 
-def of_abilities(models: Sequence[str], right: Sequence[tuple[str, float, float]]) -> str:
+def of_abilities(
+    models: Sequence[str], right: Sequence[tuple[str, float, float]], otherwise: str = "measured by bits per byte alone"
+) -> str:
     """Which choices models make better than by chance.
 
     Args:
         right: model, low end of its 95% interval of right choices, and chance.
+        otherwise: what is said where there is none.
     """
     above = sum(low > chance for _, low, chance in right)
-    who = f"{len(models)} model{'s' * (len(models) != 1)}"
     if not right:
-        return f"{who}, measured by bits per byte alone."
+        return f"{_models(models)}, {otherwise}."
+    kinds = f"{len(right)} kind{'s' * (len(right) != 1)} of choices"
     return (
-        f"Of {len(right)} kinds of choices that {who} made, {above or 'none'} {_is(above)} above chance beyond doubt."
+        f"Of {kinds} that {_models(models)} made, {above or 'none'} {_has(above)} the whole 95% interval above chance."
     )
+
+
+def of_paper(models: Sequence[str], right: Sequence[tuple[float, float]], unanswered: Sequence[float]) -> str:
+    """What the paper's protocol found.
+
+    Args:
+        right: of each model and exam that can be guessed, the low end of its margin, and chance.
+        unanswered: shares of what was written that was no answer at all.
+    """
+    none = f"up to {max(unanswered):.0%} of what was written was no answer at all" if unanswered else ""
+    if not right:
+        return f"{_models(models)}, by the paper's protocol: {none or 'on no exam that could be guessed'}."
+    above = sum(low > chance for low, chance in right)
+    results = f"{len(right)} result{'s' * (len(right) != 1)}"
+    told = f"Of {results} of {_models(models)} on exams that can be guessed, {above or 'none'} {_is(above or 2)}"
+    return f"{told} above chance by more than the runs' margin; {none}."
+
+
+def _models(models: Sequence[str]) -> str:
+    return f"{len(models)} model{'s' * (len(models) != 1)}"
 
 
 def of_growth_study(rows: Mapping[str, tuple[float, float, float]], seeds: int) -> str:
@@ -292,6 +327,10 @@ def of_neighbours(own: float, chance: float, rows: int) -> str:
     begin = f"Of {rows:,} rows, {own:.0%} have one of their own script nearest; {chance:.0%} would if they lay anyhow"
     margin = 1.96 * math.sqrt(own * (1 - own) / rows)
     return f"{begin}: {'script can' if own - margin > chance else 'no script can'} be seen in the rows."
+
+
+def _has(count: int) -> str:
+    return "has" if count < 2 else "have"
 
 
 def _is(count: int) -> str:

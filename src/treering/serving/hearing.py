@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from treering.composition import ComposedModel, Joined, Reading, Rule
-from treering.composition.repeats import repeats
 from treering.evaluation.attribution import ITSELF, credit
 from treering.serving.logprobs import Said, Voice, said
 
@@ -66,19 +65,11 @@ def _heard_joining(hear: Callable[[Heard], None], rule: Rule) -> Rule:
 
     def join(logits: Tensor, reading: Reading, **parameters: Any) -> Joined:
         joined = rule.function(logits, reading, **parameters)
-        voices = torch.cat([logits, _repeated(logits, reading)]) if "cache" in rule.beside else logits
+        voices = logits if joined.repeated is None else torch.cat([logits, joined.repeated.to(logits)[None]])
         hear(Heard(joined.logits[0], voices[:, 0], joined.weights[:, 0], _product(rule, joined, reading)))
         return joined
 
     return replace(rule, function=join, needs=rule.needs | {"logits"})
-
-
-def _repeated(logits: Tensor, reading: Reading) -> Tensor:
-    """What the text itself says [1, 1, position, vocab], where a rule has a cache."""
-    assert reading.tokens is not None and reading.likelihood is not None
-    read = reading.tokens.shape[1]
-    at = torch.arange(read - reading.likelihood.shape[-1], read, device=reading.tokens.device)[reading.kept]
-    return repeats(reading.tokens, at, logits.shape[-1]).to(logits)[None]
 
 
 def _product(rule: Rule, joined: Joined, reading: Reading) -> Tensor | None:

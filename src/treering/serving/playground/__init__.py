@@ -10,6 +10,15 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from treering.report.explanation import OKABE_ITO
+
+SCRIPT = (
+    *("state", "elements", "voices", "pieces", "text", "legend", "strip", "choosing", "token", "branches", "settings"),
+    *("server", "writing", "chat", "actions", "programs", "room", "beginning"),
+)
+"""The files of ``script/`` in the order in which the page has them, all in one scope: what they begin with comes first,
+and what lets them begin last."""
+
 
 @cache
 def page() -> str:
@@ -17,7 +26,7 @@ def page() -> str:
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
         _read("page.html.jinja")
     )
-    return template.render(style=Markup(_read("page.css")), script=Markup(_read("page.js")))
+    return template.render(style=Markup(_style()), script=Markup(_script()), palette=" ".join(OKABE_ITO))
 
 
 @cache
@@ -25,8 +34,8 @@ def headers() -> dict[str, str]:
     """What a browser is told of the page: nothing runs or is asked but what it has and the server itself."""
     policy = {
         "default-src": "'none'",
-        "style-src": _hashed("page.css"),
-        "script-src": _hashed("page.js"),
+        "style-src": _hashed(_style()),
+        "script-src": _hashed(_script()),
         "connect-src": "'self'",
         "img-src": "data:",
         "base-uri": "'none'",
@@ -41,8 +50,16 @@ def headers() -> dict[str, str]:
     }
 
 
-def _hashed(name: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(_read(name).encode()).digest()).decode()}'"
+def _style() -> str:
+    return _read("page.css")
+
+
+def _script() -> str:
+    return "\n".join(_read(f"script/{name}.js") for name in SCRIPT)
+
+
+def _hashed(source: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
 @cache
