@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from treering.backbone import context_length
 from treering.composition.model import ComposedModel
 from treering.composition.onward import Learnt, join_onward
-from treering.composition.repeats import repeated
 from treering.corpus import Window, windows
 from treering.errors import TreeringError
 from treering.tokenizer import encode, separator
@@ -143,12 +142,9 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: st
         raise TreeringError("There is nothing to explain: the text is empty.")
     was_training = composition.training
     composition.eval()
-    start = separator(tokenizer)
-    weights, likelihood, joined = _read(composition, windows([ids], start, context_length(composition.config)))
+    cut = windows([ids], separator(tokenizer), context_length(composition.config))
+    weights, likelihood, joined = _read(composition, cut)
     composition.train(was_training)
-    if len(weights) > len(likelihood):
-        itself = repeated(torch.tensor([[start, *ids]]), 1, composition.config.vocab_size)
-        likelihood = torch.cat([likelihood, itself.to(likelihood)])
     names = (*(name for name, _ in composition.named_experts()), ITSELF)[: len(weights)]
     return Attribution(text, names, str(composition.rule), _spans(tokenizer, text), weights, likelihood, joined)
 
@@ -168,7 +164,7 @@ def require_composition(model: PreTrainedModel) -> ComposedModel:
 
 
 def _read(model: ComposedModel, cut: Iterable[Window]) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, log-probabilities [expert, token], the composition's [token]; of all tokens that windows score."""
+    """Weights and log-probabilities [expert, token], the composition's [token], of all tokens that windows score."""
     parts, before = list[tuple[Tensor, Tensor, Tensor]](), list[Learnt]()
     for window in cut:
         tokens = torch.tensor([window.tokens], device=model.device)
@@ -176,8 +172,9 @@ def _read(model: ComposedModel, cut: Iterable[Window]) -> tuple[Tensor, Tensor, 
         found = join_onward([model.rule], *heard, tokens[:, 1:], before, first if before else 0)
         (joined,), new = found.joined, slice(0 if before else first, None)
         target = found.targets[0, new]
-        own, said = log_likelihood(found.logits[:, 0, new], target), log_likelihood(joined.logits[0, new], target)
-        parts.append((joined.weights[:, 0, new], own, said))
+        itself = () if joined.repeated is None else (log_likelihood(joined.repeated[:, new], target),)
+        own = torch.cat([log_likelihood(found.logits[:, 0, new], target), *itself])
+        parts.append((joined.weights[:, 0, new], own, log_likelihood(joined.logits[0, new], target)))
         before = [found.learnt(0, found.targets.shape[1])]
     weights, likelihood, joint = (torch.cat(part, -1).double().cpu() for part in zip(*parts, strict=True))
     return weights, likelihood, joint
