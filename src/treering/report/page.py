@@ -55,6 +55,15 @@ class Grid:
     rows: Sequence[tuple[str, Sequence[Cell | str]]]
     note: str = ""
 
+    @property
+    def words(self) -> list[bool]:
+        """Of each column, the names' first, whether words stand in it, which begin at the left."""
+
+        def has(column: int) -> bool:
+            return any(isinstance(cell := cells[column], Cell) and cell.prose for _, cells in self.rows)
+
+        return [False, *map(has, range(len(self.head) - 1))]
+
 
 @dataclass(frozen=True)
 class Drawing:
