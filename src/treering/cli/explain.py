@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,7 +69,7 @@ def explain(
             out.print(Text(), passages(attribution))
         out.print(Text(), totals(attribution))
     if output is not None:
-        write_page(output, explanation(attribution, arguments.command()))
+        write_page(output, explanation(attribution, _command(model, text, file, rule, output)))
         console.print(plain(f"{output}: the same to point at, with the weights along the text"))
 
 
@@ -134,6 +135,18 @@ def _highlight(colour: tuple[float, float, float], strength: float) -> str:
     """Dark ink on the colour, thinned with white."""
     red, green, blue = (round(255 * (1 - strength + strength * channel)) for channel in colour)
     return f"#1a1a1a on #{red:02x}{green:02x}{blue:02x}"
+
+
+def _command(model: str, text: str | None, file: Path | None, rule: str | None, output: Path) -> str:
+    from treering.reading import printable
+
+    def name(of: object) -> str:
+        return printable(str(of), 4096)
+
+    words = ["treering", "explain", name(model)]
+    words += [text] if text is not None else ["--file", name(file)]
+    words += ["--rule", rule] if rule is not None else []
+    return shlex.join([*words, "-o", name(output)])
 
 
 def _as_json(rows: Iterable[object]) -> str:
