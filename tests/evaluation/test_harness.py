@@ -229,7 +229,7 @@ def test_data_of_the_hub_is_found_on_disk(plain, tmp_path):
     assert (found["acc"]["count"], found["acc"]["chance"], found["acc_norm"]["chance"]) == (5, 0.25, 0.25)
     assert 0 <= found["acc_norm"]["value"] <= 1
     assert found["acc"]["stderr"] >= 0
-    assert '<th scope="row">arc_easy: acc</th>' in (tmp_path / "page.html").read_text()
+    assert '<th scope="row">arc_easy: acc</th>' in (tmp_path / "page.html").read_text().replace("<wbr>", "")
 
 
 def test_a_score_has_its_interval_and_few_questions_are_warned_of(plain, sets):
