@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import lzma
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -21,6 +23,7 @@ from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 from treering import substrate as substrates
 from treering import tokenizer as tokenizers
 from treering.backbone import Preset, dock, gpt_neox
+from treering.cli import main
 from treering.composition import compose_directories
 from treering.corpus import Source, embedded, prepare, read_documents
 from treering.training import Training
@@ -117,6 +120,31 @@ def joined(
         tokenizers.save(tokenizer, place / name)
     compose_directories({name: place / name for name in "ab"}, place / "joined")
     return place / "joined"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where commands are typed: an empty directory, unless a module has another."""
+    return tmp_path
+
+
+@pytest.fixture
+def treering(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """``treering("data info x")``: exit status, standard output and standard error, in `place`."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.chdir(place)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["treering", *(words[0].split() if len(words) == 1 else words)])
+        with monkeypatch.context() as shell, pytest.raises(SystemExit) as stopped:
+            shell.setattr("os.environ", os.environ.copy())
+            main()
+        said = capsys.readouterr()
+        return int(stopped.value.code or 0), said.out, said.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 
 from treering import tokenizer as tokenizers
-from treering.cli import main
 from treering.composition import compose_directories
 from treering.errors import TreeringError
 
@@ -45,46 +42,30 @@ PREPARE = "data prepare text.txt -t tokenizer --block-size 64 -o data"
         (None, "compose a b -o out", "--weight a=2"),
     ],
 )
-def test_again(place, monkeypatch, capsys, before, command, other):
-    def run(words: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["treering", *words.split()])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return int(stopped.value.code or 0), capsys.readouterr().err
-
+def test_again(place, treering, before, command, other):
     def files() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()}
 
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     if before:
-        assert run(before)[0] == 0
-    assert "complete" not in run(command)[1]
+        assert treering(before)[0] == 0
+    assert "complete" not in treering(command)[2]
     made = files()
     assert made
-    status, said = run(command)
+    status, _, said = treering(command)
     assert (status, "out: complete, nothing to do" in said) == (0, True), said
-    status, said = run(f"{command} {other}")
+    status, _, said = treering(f"{command} {other}")
     assert (status, "out already exists with other content" in said) == (2, True), said
     if "training.seed" in other:
         assert ".seed: 0 there, 1 here" in " ".join(said.split())
     assert files() == made
 
 
-def test_a_corpus_of_a_text_that_changed_is_another(place, monkeypatch, capsys):
-    def run() -> str:
-        monkeypatch.setattr("sys.argv", ["treering", *PREPARE.split()])
-        with pytest.raises(SystemExit):
-            main()
-        return capsys.readouterr().err
-
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    run()
-    assert "complete, nothing to do" in run()
+def test_a_corpus_of_a_text_that_changed_is_another(place, treering):
+    treering(PREPARE)
+    assert "complete, nothing to do" in treering(PREPARE)[2]
     with (place / "text.txt").open("a") as file:
         file.write("\n\nOne more.")
-    assert "data already exists with other content" in run()
+    assert "data already exists with other content" in treering(PREPARE)[2]
 
 
 def test_a_composition_of_an_expert_that_changed_is_another(place, expert):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from transformers import GPTNeoXForCausalLM
 
 from treering import tokenizer as tokenizers
 from treering.backbone import Preset, gpt_neox
-from treering.cli import main
 from treering.composition import compose_directories
 
 
@@ -30,21 +28,6 @@ def place(tokenizer, expert, pages, tmp_path_factory):
     for name, texts in {"one": ["some text"], "three": ["some text", "another one", "and a third"]}.items():
         (place / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     return place
-
-
-@pytest.fixture
-def treering(place, monkeypatch, capsys):
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-
-    def run(words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["treering", *words.split()])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        said = capsys.readouterr()
-        return int(stopped.value.code or 0), said.out, said.err
-
-    return run
 
 
 def test_of_one_document_there_is_no_interval(treering):

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 
@@ -16,7 +15,6 @@ from typer.main import get_command
 from treering import __version__
 from treering import tokenizer as tokenizers
 from treering.backbone import PRESETS
-from treering.cli import main
 from treering.cli.completion import NAMES, offered
 from treering.cli.console import caution, progress
 from treering.cli.main import app
@@ -28,23 +26,6 @@ from treering.growth.continual import ContinualRecipe
 from treering.growth.study import StudyRecipe
 from treering.reproduction import ReproductionRecipe
 from treering.training import ExpertRecipe
-
-
-@pytest.fixture
-def treering(monkeypatch, capsys, tmp_path):
-    """``treering("data info x")``: exit status, standard output and standard error, in an empty directory."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["treering", *(words[0].split() if len(words) == 1 else words)])
-        with monkeypatch.context() as shell, pytest.raises(SystemExit) as stopped:
-            shell.setattr("os.environ", os.environ.copy())
-            main()
-        said = capsys.readouterr()
-        return int(stopped.value.code or 0), said.out, said.err
-
-    return run
 
 
 @pytest.mark.parametrize(

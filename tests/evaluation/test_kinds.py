@@ -6,7 +6,6 @@ import inspect
 import itertools
 import json
 import math
-import signal
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treering.cli import compose as commands
-from treering.cli import main
 from treering.composition import compose_directories, load_model, rule
 from treering.composition.posterior import posterior
 from treering.composition.together import RATE
@@ -226,21 +224,6 @@ def place(pages, substrate, tokenizer, tmp_path_factory):
         train_expert(ExpertRecipe.model_validate(recipe))
     compose_directories({name: place / name for name in ("ru-1", "en", "ru-2")}, place / "joined")
     return place
-
-
-@pytest.fixture
-def treering(place, monkeypatch, capsys):
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-
-    def run(words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["treering", *words.split()])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        said = capsys.readouterr()
-        return int(stopped.value.code or 0), said.out, said.err
-
-    return run
 
 
 MEASURED = "compose kinds joined --data data-ru-1 --data data-ru-2 --data data-en --limit 8"
