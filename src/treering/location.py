@@ -51,6 +51,15 @@ def _tell_of_the_hub(repository: str) -> None:
     console.print(f"asking the hub for {printable(repository)}", markup=False)
 
 
+def name_of(place: str) -> str:
+    """What people call a model: its directory's name, without where that lies on this machine, or its name on the hub.
+
+    Args:
+        place: as `locate` gives it.
+    """
+    return Path(place).resolve().name if Path(place).is_dir() else place
+
+
 def file_of(place: str, name: str) -> Path | None:
     """The file ``name`` of a directory or of a repository on the hub, from where it is fetched; None if it has none.
 

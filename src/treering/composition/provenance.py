@@ -7,7 +7,7 @@ from typing import Any
 
 from treering.composition.schema import Training, check
 from treering.errors import TreeringError
-from treering.location import file_of
+from treering.location import file_of, name_of
 from treering.publishing.card import front_matter
 from treering.reading import inside, read_json
 
@@ -24,7 +24,7 @@ def provenance(place: str) -> dict[str, Any]:
     training = _training(place)
     data = training.get("origin", {}).pop("data", None) if training else None
     return {
-        "origin": Path(place).resolve().name if Path(place).is_dir() else place,
+        "origin": name_of(place),
         "licence": _licence(place),
         "data": data,
         "training": training,

@@ -10,7 +10,6 @@ import os
 import socket
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,7 +18,7 @@ from treering import tokenizer as tokenizers
 from treering.composition import load_model
 from treering.errors import TreeringError
 from treering.evaluation import prompt_ids
-from treering.location import locate
+from treering.location import locate, name_of
 
 if TYPE_CHECKING:
     import uvicorn
@@ -84,8 +83,7 @@ def serve(
 
 def served_name(name_or_path: str | os.PathLike[str]) -> str:
     """What clients call the model: its directory's name, or its name on the hub."""
-    place = locate(name_or_path)
-    return Path(place).resolve().name if Path(place).is_dir() else place
+    return name_of(locate(name_or_path))
 
 
 def listen(host: str, port: int) -> socket.socket:

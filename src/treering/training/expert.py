@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from treering import corpus as corpora
 from treering import substrate as substrates
 from treering.backbone import Preset, dock, embedding, gpt_neox, grown_on, preset, standing
 from treering.errors import TreeringError
+from treering.location import name_of
 from treering.recipe import Schema
 from treering.tokenizer import load as load_tokenizer
 from treering.training.length import chosen_length, too_few
@@ -82,9 +82,8 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
         began = {}
     else:
         model = _started(recipe, recipe.start, substrate)
-        name = Path(recipe.start).resolve().name if Path(recipe.start).is_dir() else recipe.start
         # A directory may hold another model by the time a run goes on.
-        began = {"start": name, "weights": weights_digest(model)}
+        began = {"start": name_of(recipe.start), "weights": weights_digest(model)}
     origin: dict[str, Any] = {
         "substrate": substrate.fingerprint,
         "corpus": corpus.fingerprint,
