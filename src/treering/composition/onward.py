@@ -78,7 +78,8 @@ def join_onward(
             nothing is said of what follows them.
     """
     if before:
-        logits, reading, targets = logits[:, :, first:], _since(first, logits, reading, before), targets[:, first:]
+        logits, targets = logits[:, :, first:], targets[:, first:]
+        reading = replace(_since(first, reading, before), said=lambda part: logits[:, :, part])
     joined = []
     for place, rule in enumerate(rules):
         states = [state for learnt in before if (state := learnt.evidence[place]) is not None]
@@ -87,7 +88,7 @@ def join_onward(
     return Onward(joined, logits, targets, reading.tokens)
 
 
-def _since(first: int, logits: Tensor, reading: Reading, before: Sequence[Learnt]) -> Reading:
+def _since(first: int, reading: Reading, before: Sequence[Learnt]) -> Reading:
     """A reading without what is context only; its first token counts as it was foreseen in the window before."""
     assert reading.likelihood is not None and reading.tokens is not None
     foreseen = torch.stack([learnt.foreseen for learnt in before], -1).to(reading.likelihood)
@@ -96,5 +97,4 @@ def _since(first: int, logits: Tensor, reading: Reading, before: Sequence[Learnt
         likelihood=torch.cat([foreseen[..., None], reading.likelihood[..., first + 1 :]], -1),
         hidden=None if reading.hidden is None else reading.hidden[:, first:],
         tokens=torch.cat([torch.stack([learnt.tokens for learnt in before]), reading.tokens[:, first:]], -1),
-        said=lambda part: logits[:, :, first:][:, :, part],
     )
