@@ -20,21 +20,18 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 
 from treering import substrate as substrates
-from treering.backbone import dock, gpt_neox
 from treering.composition import compose, load_model
-from treering.corpus import Corpus, Source, prepare
+from treering.corpus import Source, prepare
 from treering.evaluation.bits import DocumentLosses, document_losses, paired_change
 from treering.evaluation.forgetting import composition_losses
 from treering.evaluation.owned_texts import Apart, Cell, OwnedTexts
 from treering.evaluation.owners import owner_of
 from treering.evaluation.search import best_rate
 from treering.tokenizer import load as load_tokenizer
-from treering.training import Training, train
-from treering.training.expert import Backbone, stand_on
-from treering.training.run import scale_residual_outputs
+from treering.training import Backbone, ExpertRecipe, Training, train_expert
 
 DEALT, PUBLIC, OWNERS = Cell(3, 1.0), 1, (2, 3)
 RULES = ("evidence:switch=0.01", "evidence:switch=0.01,together=0.01")
@@ -47,12 +44,12 @@ class Ways:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.output = options, options.output
-        self.tokenizer, self.substrate = load_tokenizer(options.substrate), substrates.load(options.substrate)
-        backbone = Backbone(d_model=self.substrate.matrix.shape[1], heads=4)
-        self.shape = stand_on(self.substrate, backbone.shape())
+        self.tokenizer, substrate = load_tokenizer(options.substrate), substrates.load(options.substrate)
+        self.backbone = Backbone(d_model=substrate.matrix.shape[1], heads=4)
+        self.context = self.backbone.shape().context
         kinds = {kind: Source(path=f"embedded:{kind}", name=kind) for kind in options.kinds}
         self.texts = OwnedTexts(
-            kinds, {}, Apart(0.05, 0.03, options.documents), self.tokenizer, self.shape.context, self.output
+            kinds, {}, Apart(0.05, 0.03, options.documents), self.tokenizer, self.context, self.output
         )
         self.whole, self.seed = options.tokens * len(kinds) * len(OWNERS), options.seeds[0]
 
@@ -67,23 +64,27 @@ class Ways:
             lines.write_text("".join(json.dumps({"id": one.id, "text": one.text}) + "\n" for one in own))
             place.parent.mkdir(parents=True, exist_ok=True)
             source, apart = Source(path=f"{lines}", name=kind), {"validation": 0.05, "calibration": 0.03}
-            prepare([source], self.tokenizer, place, block_size=self.shape.context, **apart)
+            prepare([source], self.tokenizer, place, block_size=self.context, **apart)
         return place
 
-    def trained(
-        self, name: str, corpus: Path, tokens: int, rate: float, begin: Callable[[], PreTrainedModel]
-    ) -> PreTrainedModel:
-        place = self.output / "runs" / f"{name}-{rate:g}-{self.seed}"
-        if not place.exists():
-            set_seed(self.seed)
-            settings = Training(tokens=tokens, learning_rate=rate, evaluations=2, seed=self.seed)
-            train(begin(), self.tokenizer, Corpus.load(corpus), place, settings, {"name": name}, CONSOLE)
-        return load_model(place)
+    def place(self, name: str, rate: float) -> Path:
+        return self.output / "runs" / f"{name}-{rate:g}-{self.seed}"
 
-    def fresh(self) -> PreTrainedModel:
-        model = dock(gpt_neox(self.shape), self.substrate, self.tokenizer)
-        scale_residual_outputs(model)
-        return model
+    def trained(
+        self, name: str, corpus: Path, tokens: int, rate: float, start: Callable[[], Path] | None = None
+    ) -> PreTrainedModel:
+        place = self.place(name, rate)
+        if not place.exists():
+            recipe = ExpertRecipe(
+                substrate=f"{self.options.substrate}",
+                data=f"{corpus}",
+                output=f"{place}",
+                start=start and f"{start()}",
+                backbone=self.backbone,
+                training=Training(tokens=tokens, learning_rate=rate, evaluations=2, seed=self.seed),
+            )
+            train_expert(recipe, CONSOLE)
+        return load_model(place)
 
     def searched(self, what: str, make: Callable[[float], Sequence[tuple[PreTrainedModel, str]]]) -> float:
         """The rate with which models reach the fewest bits of their kinds' pages set apart."""
@@ -100,12 +101,12 @@ class Ways:
 
     def member(self, kind: str, owner: int, rate: float) -> PreTrainedModel:
         """From nothing, on an owner's pages and the public's."""
-        return self.trained(f"own-{kind}-{owner}", self.with_public(kind, owner), self.options.tokens, rate, self.fresh)
+        return self.trained(f"own-{kind}-{owner}", self.with_public(kind, owner), self.options.tokens, rate)
 
     def common(self, share: float, rate: float) -> PreTrainedModel:
         """One model on the public's pages of all kinds, for a share of all tokens."""
         corpus = self.texts.together("public", dict.fromkeys(self.options.kinds, (DEALT, PUBLIC)))
-        return self.trained(f"public-{share:g}", corpus, round(self.whole * share), rate, self.fresh)
+        return self.trained(f"public-{share:g}", corpus, round(self.whole * share), rate)
 
     def branched(self, share: float, kind: str, owner: int, rate: float) -> PreTrainedModel:
         """Gone on from the common model, on an owner's pages."""
@@ -113,15 +114,15 @@ class Ways:
         corpus = self.texts.corpus(kind, DEALT, owner)
         return self.trained(f"branched-{share:g}-{kind}-{owner}", corpus, tokens, rate, lambda: self.begun(share))
 
-    def begun(self, share: float) -> PreTrainedModel:
-        """The common model, to go on from: its embedding stays the substrate."""
-        model = self.common(share, self.common_rate(share)).train()
-        model.get_input_embeddings().weight.requires_grad_(False)
-        return model
+    def begun(self, share: float) -> Path:
+        """Where the common model is, to go on from."""
+        rate = self.common_rate(share)
+        self.common(share, rate)
+        return self.place(f"public-{share:g}", rate)
 
     def pooled(self, rate: float) -> PreTrainedModel:
         """One model on all pages."""
-        return self.trained("pooled", self.texts.pooled(), self.whole, rate, self.fresh)
+        return self.trained("pooled", self.texts.pooled(), self.whole, rate)
 
     # ---------------------------------------------------------------------------- the rates, by the first seed
 
