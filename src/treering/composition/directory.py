@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from treering import backbone
 from treering import tokenizer as tokenizers
 from treering.composition import fingerprints, layout
 from treering.composition.arrangement import arrange, whole
@@ -38,6 +37,7 @@ from treering.composition.model import ComposedModel
 from treering.composition.provenance import provenance
 from treering.composition.saving import stored
 from treering.composition.specs import rule as parse_rule
+from treering.composition.vocabulary import require_covered, require_same_tokenizer, tokenizer_of
 from treering.errors import TreeringError
 from treering.gguf import is_gguf
 from treering.headers import parameter_count
@@ -107,11 +107,11 @@ def compose_directories(
     for name in given:
         _require_known(name, experts)
     models = load_experts(experts)
-    read = {name: _tokenizer(path, models[name]) for name, path in experts.items()}
-    _require_same_tokenizer(read)
+    read = {name: tokenizer_of(path, models[name]) for name, path in experts.items()}
+    require_same_tokenizer(read)
     found = {name: _record(path, given.get(name, {})) for name, path in experts.items()}
     composed = compose(models, rule, found, across_substrates)
-    _require_covered(composed.config, next(iter(read.values())))
+    require_covered(composed.config, next(iter(read.values())))
     if there is not None and _told(there) == _told(composed.as_stored()):
         return composed
     with (
@@ -176,12 +176,12 @@ def add_expert(
     chosen = outliving(before, rule, directory)
     bases = _standing(directory, before) if is_cutting(expert) else {}
     model = load_experts({name: expert}, bases)[name]
-    read = {f"the composition {directory}": tokenizers.load(directory), name: _tokenizer(expert, model)}
-    _require_same_tokenizer(read)
+    read = {f"the composition {directory}": tokenizers.load(directory), name: tokenizer_of(expert, model)}
+    require_same_tokenizer(read)
     alone = compose({name: model}, chosen, {name: _record(expert, record or {})}, across_substrates=True)
     require_fit([*before.experts, *alone.config.experts], across_substrates)
     after = describe([*unfitted(before), *alone.config.experts], chosen)
-    _require_covered(after, read[name])
+    require_covered(after, read[name])
     (joining,) = alone.config.experts
     if joining["substrate"] and (file := layout.substrate_file(joining["substrate"])) in layout.shard_files(before):
         fingerprints.verify(before, directory, [file])
@@ -437,40 +437,6 @@ def _require_same_matrix(path: Path, shard: dict[str, Tensor], name: str) -> Non
     stored = fingerprints.shard(path)
     if not all(torch.equal(stored[key], tensor.cpu()) for key, tensor in shard.items()):
         raise TreeringError(unequal([[name], [f"the experts of {path.parent}"]]))
-
-
-def _tokenizer(expert: str | os.PathLike[str], model: PreTrainedModel) -> PreTrainedTokenizerFast:
-    """An expert's tokenizer, which is the one that it was docked with."""
-    tokenizer = tokenizers.load(expert)
-    own = backbone.standing(model.config)
-    if own is not None and tokenizers.identity(tokenizer) != own.tokenizer:
-        raise TreeringError(
-            f"The tokenizer in {expert} is not the one that its config.json names: "
-            f"{tokenizers.identity(tokenizer)} instead of {own.tokenizer}."
-        )
-    return tokenizer
-
-
-def _require_same_tokenizer(read: Mapping[str, PreTrainedTokenizerFast]) -> None:
-    """Refuse tokenizers to which an ID means different tokens."""
-    identities = {name: tokenizers.identity(tokenizer) for name, tokenizer in read.items()}
-    first_name, first = next(iter(identities.items()))
-    for name, own in identities.items():
-        if own != first:
-            raise TreeringError(
-                f"{first_name} and {name} have different tokenizers, so an ID is not the same token to both:\n"
-                f"  {first_name}: {first}\n  {name}: {own}\nOnly models of one tokenizer can be joined."
-            )
-
-
-def _require_covered(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Refuse a vocabulary that lacks tokens of the tokenizer."""
-    needed = max(tokenizer.get_vocab().values()) + 1
-    if config.vocab_size < needed:
-        raise TreeringError(
-            f"The tokenizer has IDs up to {needed - 1:,}, but there is an expert with only {config.vocab_size:,} rows "
-            "in its output head. An expert must know every token."
-        )
 
 
 @contextmanager
