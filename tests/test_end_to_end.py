@@ -231,7 +231,7 @@ def test_a_truncated_checkpoint(root, tmp_path):
         (["generate", "{root}/composed", "x", "--rule", "median"], "no composition rule 'median'"),
         (["generate", "{root}/ru", "word " * 100], "the model's context is 64"),
         (["compose", "{root}/ru", "-o", "{new}"], "at least two experts"),
-        (["compose", "{root}/ru", "{root}/ru", "-o", "{new}"], "Two experts are called 'ru'"),
+        (["compose", "{root}/ru", "{root}/ru", "-o", "{new}"], "Two models are called 'ru'"),
         (["compose", "add", "{root}/composed", "{root}/ru"], "called 'ru' already"),
         (["compose", "add", "{root}/composed", "x={root}/composed"], "is a composition"),
         (["compose", "remove", "{root}/composed", "fr"], "There is no expert 'fr'"),

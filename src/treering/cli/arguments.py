@@ -99,6 +99,35 @@ def named(entry: str) -> tuple[str, str]:
     return name or Path(path).absolute().name, path
 
 
+def models(entries: Sequence[str]) -> dict[str, str]:
+    """By name, the paths of ``[NAME=]PATH``.
+
+    Raises:
+        TreeringError: two have one name.
+    """
+    found: dict[str, str] = {}
+    for name, path in map(named, entries):
+        if name in found:
+            raise TreeringError(f"Two models are called {name!r}; name them: NAME=DIR.")
+        found[name] = path
+    return found
+
+
+def weights(entries: Sequence[str] | None) -> dict[str, float]:
+    """By name, the weights of ``NAME=WEIGHT``.
+
+    Raises:
+        TreeringError: an entry names nobody, or gives no number.
+    """
+    found: dict[str, float] = {}
+    for name, text in pairs(entries, "WEIGHT"):
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise TreeringError(f"The weight of {name} is {text!r}, which is no number.") from None
+    return found
+
+
 def pairs(entries: Sequence[str] | None, what: str) -> list[tuple[str, str]]:
     """What each ``NAME=WHAT`` says of which name.
 

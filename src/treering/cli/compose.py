@@ -76,15 +76,10 @@ def join(
     from treering.cli.console import nothing_to_do, plain, progress
     from treering.composition import compose_directories
 
-    console, named = progress(), dict[str, str]()
-    for expert in experts:
-        name, path = arguments.named(expert)
-        if name in named:
-            raise TreeringError(f"Two experts are called {name!r}; name them: NAME=DIR.")
-        named[name] = path
+    console, named = progress(), arguments.models(experts)
     records: dict[str, dict[str, Any]] = {}
     for field, given in (
-        ("weight", _numbers(weight)),
+        ("weight", arguments.weights(weight).items()),
         ("licence", arguments.pairs(licence, "TEXT")),
         ("origin", arguments.pairs(origin, "TEXT")),
     ):
@@ -275,7 +270,7 @@ def reweight(
     from treering.cli.console import plain, progress
     from treering.composition import reweight as store
 
-    chosen = dict(_numbers(weights))
+    chosen = dict(arguments.weights(weights))
     store(directory, chosen)
     progress().print(plain(f"{directory}: {', '.join(f'{name} {weight:g}' for name, weight in chosen.items())}"))
 
@@ -362,17 +357,6 @@ def fit(
         f"{done.before:.4f} → {done.after:.4f} nats per token there"
     )
     console.print(plain(told))
-
-
-def _numbers(entries: Sequence[str] | None) -> list[tuple[str, float]]:
-    """The weights of ``NAME=WEIGHT``."""
-    weights = []
-    for name, text in arguments.pairs(entries, "WEIGHT"):
-        try:
-            weights.append((name, float(text)))
-        except ValueError:
-            raise TreeringError(f"The weight of {name} is {text!r}, which is no number.") from None
-    return weights
 
 
 def generate(

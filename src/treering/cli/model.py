@@ -71,6 +71,31 @@ def merge(
     results().print(f"{output}", highlight=False, markup=False)
 
 
+@app.command()
+def average(
+    models: Annotated[list[str], typer.Argument(metavar="[NAME=]MODEL", help="two or more: directories or hub:NAME")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the model that is made")],
+    weight: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=WEIGHT", help="in the mean, relative to the others' (1)")
+    ] = None,
+    any_beginning: Annotated[
+        bool, typer.Option("--any-beginning", help="allow models whose records do not say that they began as one")
+    ] = False,
+) -> None:
+    """Make one model of several that went on from one, each with its own text: the mean of their weights.
+
+    It costs what one of them costs, and may be gone on from again (treering train --start).
+
+    Example: treering model average clinic-a clinic-b --weight clinic-a=2 -o medicine
+    """
+    from treering.cli.console import plain, progress
+    from treering.composition import average as average_into
+
+    named = arguments.models(models)
+    average_into(named, output, arguments.weights(weight), any_beginning)
+    progress().print(plain(f"{output}: the mean of {', '.join(named)}"))
+
+
 def _show_model(name: str, json: bool, trust_remote_code: bool) -> None:
     from rich.table import Table
 
@@ -96,7 +121,7 @@ def _show_model(name: str, json: bool, trust_remote_code: bool) -> None:
 def _lines(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What `treering.composition.describe` tells, in people's words; what is not known is left out."""
     base, training = known.get("base"), known.get("training") or {}
-    read = training.get("measured", {}).get("tokens")
+    read, origin = training.get("measured", {}).get("tokens"), training.get("origin", {})
     sources = ", ".join(source["name"] for source in (known.get("data") or {}).get("sources", []))
     blocks = known.get("layers")
     told = {
@@ -109,7 +134,8 @@ def _lines(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "on disk": f"{known['bytes'] / 2**20:,.1f} MiB {', '.join(known.get('precisions', []))}".strip(),
         "substrate": known.get("substrate"),
         "grown on": base and f"the lowest {base['blocks']} blocks of {base['base']}",
-        "went on from": training.get("origin", {}).get("start"),
+        "went on from": origin.get("start"),
+        "mean of": ", ".join(f"{one['name']} ({one['share']:.1%})" for one in origin.get("average", [])),
         "trained on": (f"{sources}: {read:,} tokens" if sources and read else sources),
         "licence": known.get("licence"),
     }

@@ -1,5 +1,6 @@
 """Experts that become one model after training, by joining their output distributions (paper section 4)."""
 
+from treering.composition.averaging import average
 from treering.composition.configuration import CompositionConfig
 from treering.composition.cuttings import cut
 from treering.composition.description import describe
@@ -31,6 +32,7 @@ __all__ = [
     "Reading",
     "Rule",
     "add_expert",
+    "average",
     "compose",
     "compose_directories",
     "cut",

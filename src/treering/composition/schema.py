@@ -91,11 +91,40 @@ class Measured(_Part):
     tokens: Annotated[int, Field(ge=0, le=2**63)] | None = None
 
 
+class Stage(_Part):
+    """A stage of a growth: the blocks that it added, as ``31-32``."""
+
+    new: Text = ""
+
+
+class Plan(_Part):
+    """How a model was grown."""
+
+    stages: list[Stage] = []
+
+
+class Growth(_Part):
+    """A growth that ended."""
+
+    plan: Plan = Plan()
+
+
+class Averaged(_Part):
+    """A model in a mean, and its share of it."""
+
+    name: Text
+    share: float
+
+
 class Origin(_Part):
-    """What an expert was made from; ``start`` is the expert that it went on from."""
+    """What an expert was made from: ``start``, the expert that it went on from, and the digest of that one's weights;
+    of a mean, ``average``, the models whose mean it is."""
 
     data: Data | None = None
     start: Annotated[str, Field(max_length=1_000)] | None = None
+    weights: Sha256 | None = None
+    growth: Growth | None = None
+    average: Annotated[list[Averaged], Field(max_length=MOST_EXPERTS)] = []
 
 
 class Training(_Part):

@@ -314,6 +314,12 @@ def _made(kind: str, config: Mapping[str, Any], training: Mapping[str, Any]) -> 
         made.append(
             f"Grown in {len(stages)} stage{'s' * (len(stages) != 1)}; `growth.json` has the plan and what each cost."
         )
+    if isinstance(models := origin.get("average"), list) and models:
+        told = [f"`{printable(str(one.get('name')))}`" for one in models if isinstance(one, Mapping)]
+        made.append(
+            f"It is the mean of the weights of {len(models)} models that went on from one: {', '.join(told)}; "
+            "`training.json` has their records, and their shares."
+        )
     if isinstance(start := origin.get("start"), str):
         made.append(f"It went on from `{printable(start)}`, whose own record says what that had read.")
     if tokens := _count(measured.get("tokens")):
