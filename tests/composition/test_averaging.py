@@ -45,11 +45,12 @@ def owners(expert, save):
 def test_it_is_the_weighted_mean_and_leaves_what_is_alike_to_the_bit(expert, weights):
     models = [expert(seed, 1) for seed in range(len(weights))]
     wanted = {
-        name: sum(w * dict(m.named_parameters())[name].double() for w, m in zip(weights, models)) / sum(weights)
+        name: sum(w * dict(m.named_parameters())[name].double() for w, m in zip(weights, models, strict=True))
+        / sum(weights)
         for name, _ in models[0].named_parameters()
     }
     substrate = embedding(models[0]).weight.clone()
-    found = mean(Part(f"{n}", copy.deepcopy(m), w) for n, (m, w) in enumerate(zip(models, weights)))
+    found = mean(Part(f"{n}", copy.deepcopy(m), w) for n, (m, w) in enumerate(zip(models, weights, strict=True)))
     for name, parameter in found.named_parameters():
         torch.testing.assert_close(parameter.double(), wanted[name], rtol=1e-5, atol=1e-6)
     assert embedding(found).weight.equal(substrate)
@@ -77,7 +78,11 @@ def test_it_is_a_plain_model_that_says_whose_mean_it_is(owners, tmp_path, tokeni
         assert load_model(tmp_path / "all")(ids).logits.equal(plain(ids).logits)
     assert AutoTokenizer.from_pretrained(tmp_path / "all")("Файл")["input_ids"] == tokenizer("Файл")["input_ids"]
     origin = json.loads((tmp_path / "all" / "training.json").read_text())["origin"]
-    assert [(one["name"], one["share"]) for one in origin["average"]] == [("north", 0.25), ("south", 0.5), ("west", 0.25)]
+    assert [(one["name"], one["share"]) for one in origin["average"]] == [
+        ("north", 0.25),
+        ("south", 0.5),
+        ("west", 0.25),
+    ]
     assert (origin["start"], origin["sources"]) == ("common", ["north", "south", "west"])
     card = (tmp_path / "all" / "README.md").read_text()
     assert "the mean of the weights of 3 models" in card and "| south |" in card
@@ -113,7 +118,7 @@ def test_what_has_no_mean_is_refused(owners, save, expert, tmp_path):
         average({"north": owners["north"], "changed": tmp_path / "changed"}, out)
     with pytest.raises(TreeringError, match="at least two models, not 1"):
         average({"north": owners["north"]}, out)
-    with pytest.raises(TreeringError, match="no model 'nobody'. There are: north, south, west"):
+    with pytest.raises(TreeringError, match=r"no model 'nobody'\. There are: north, south, west"):
         average(owners, out, {"nobody": 1.0})
     for weight in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(TreeringError, match="it has to be a number above 0"):

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from treering.composition import compose, load_model
+from treering.composition import average, compose, load_model
 from treering.corpus import Source, load_manifest, prepare
 from treering.errors import TreeringError
 from treering.training import Backbone, ExpertRecipe, train_expert
@@ -83,7 +83,9 @@ def common(recipe, tmp_path):
 def test_an_expert_goes_on_from_one_that_exists(common, tmp_path):
     before = load_file(tmp_path / "expert" / "model.safetensors")
     first = json.loads((tmp_path / "expert" / "history.json").read_text())
-    quietly(common)
+    told = Console(file=io.StringIO())
+    train_expert(common, told)
+    assert "begins with nothing" not in told.file.getvalue()
     after = load_file(tmp_path / "gone-on" / "model.safetensors")
     steps = json.loads((tmp_path / "gone-on" / "history.json").read_text())
     assert next(row["loss"] for row in steps if "loss" in row) < next(row["loss"] for row in first if "loss" in row) - 1
@@ -95,6 +97,19 @@ def test_an_expert_goes_on_from_one_that_exists(common, tmp_path):
     assert "went on from `expert`" in (tmp_path / "gone-on" / "README.md").read_text()
     joined = compose({name: load_model(tmp_path / name) for name in ("expert", "gone-on")})
     assert len(joined.substrates) == 1
+
+
+def test_the_mean_of_two_that_went_on_from_one_may_be_gone_on_from(common, recipe, tmp_path):
+    quietly(common)
+    train_expert(common.model_copy(update={"output": str(tmp_path / "other"), "training": recipe.training}))
+    average({name: tmp_path / name for name in ("gone-on", "other")}, tmp_path / "mean")
+    quietly(common.model_copy(update={"start": str(tmp_path / "mean"), "output": str(tmp_path / "further")}))
+    record = json.loads((tmp_path / "further" / "training.json").read_text())
+    assert record["origin"]["start"] == "mean"
+    with pytest.raises(TreeringError, match="gone-on and further went on from different models"):
+        average({name: tmp_path / name for name in ("gone-on", "further")}, tmp_path / "no")
+    with pytest.raises(TreeringError, match="expert went on from no other model"):
+        average({name: tmp_path / name for name in ("gone-on", "expert")}, tmp_path / "no")
 
 
 def test_what_an_expert_began_as_may_not_change_while_its_run_is_stopped(common, tmp_path, monkeypatch):

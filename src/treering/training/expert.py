@@ -148,7 +148,7 @@ def _length(
         console.print(f"  reading {told}", highlight=False)
         return {"tokens": tokens}
     tokens = given.tokens or round((given.epochs or 0) * available)
-    if short := too_few(tokens // given.batch_tokens):
+    if recipe.start is None and (short := too_few(tokens // given.batch_tokens)):
         console.print(f"  warning: {short}", highlight=False)
     return {}
 
