@@ -52,12 +52,8 @@ def _tell_of_the_hub(repository: str) -> None:
 
 
 def name_of(place: str) -> str:
-    """What people call a model: its directory's name, without where that lies on this machine, or its name on the hub.
-
-    Args:
-        place: as `locate` gives it.
-    """
-    return Path(place).resolve().name if Path(place).is_dir() else place
+    """What people call a model: the name of its directory or file, without where that lies, or its name on the hub."""
+    return Path(place).resolve().name if Path(place).exists() else place
 
 
 def file_of(place: str, name: str) -> Path | None:

@@ -25,6 +25,7 @@ from treering.growth.growing import grow
 from treering.growth.plan import Head, Plan, steps
 from treering.growth.prefix import Prefix
 from treering.growth.stages import GrowthResult
+from treering.location import name_of
 from treering.recipe import TAG, Schema
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, Training
@@ -275,13 +276,12 @@ def note_trunk(model: PreTrainedModel, recipe: GrowthRecipe) -> None:
     below = min(step.below for step in steps(as_plan(recipe.plan, depth), depth))
     model.config.treering_trunk = None  # of a branch that grows further, what it stood on itself is in that
     if shared := min(below, depth):
-        name = Path(recipe.model).resolve().name if Path(recipe.model).exists() else recipe.model
         names = path(model.config, model.state_dict())
         known = {}
         if names:
             trunk = trunk_name(names["blocks"][:shared])
             known = {"trunk": trunk, "embedding": names["embedding"], "head": names["head"]}
-        model.config.treering_trunk = GrownOn(base=name, blocks=shared, **known).model_dump()
+        model.config.treering_trunk = GrownOn(base=name_of(recipe.model), blocks=shared, **known).model_dump()
 
 
 def measured(asked: bool | int | None, model: PreTrainedModel) -> int | None:
