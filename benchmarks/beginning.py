@@ -2,11 +2,13 @@
 
     python benchmarks/beginning.py SUBSTRATE -o OUT --kinds ru en --tokens 500_000 --shares 0.33 0.67 --seeds 0 1
 
-Every kind's pages are dealt to two owners and to the public, a third each, none twice. Three ways to spend the same
+Every kind's pages are dealt to its owners and to the public, as many to each, none twice. Three ways to spend the same
 compute, `tokens` for each of the members: every owner trains on his own pages and the public's, from nothing; one
 model reads the public's pages of all kinds for a share of all tokens, and every owner goes on from it with his own for
-the rest (the seed phase of Branch-Train-Merge, arXiv 2208.03306); one model reads all pages. Rates by the same search,
-with the first seed, on pages set apart; held-out pages are read at the end. Run it again to go on.
+the rest (the seed phase of Branch-Train-Merge, arXiv 2208.03306); one model reads all pages. The common model keeps its
+rate to the end, and who goes on begins at that rate and lets it fall; with ``--falling``, each is a run with a rate of
+its own that rises and falls. Rates by the same search, with the first seed, on pages set apart; held-out pages are read
+at the end. Run it again to go on.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +27,7 @@ from transformers import PreTrainedModel
 
 from treering import substrate as substrates
 from treering.composition import compose, load_model
+from treering.composition.averaging import Part, mean
 from treering.corpus import Source, prepare
 from treering.evaluation.bits import DocumentLosses, document_losses, paired_change
 from treering.evaluation.forgetting import composition_losses
@@ -33,8 +37,8 @@ from treering.evaluation.search import best_rate
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Backbone, ExpertRecipe, Training, train_expert
 
-DEALT, PUBLIC, OWNERS = Cell(3, 1.0), 1, (2, 3)
-RULES = ("evidence:switch=0.01", "evidence:switch=0.01,together=0.01")
+PUBLIC = 1
+RULES = ("evidence:switch=0.01", "evidence:switch=0.01,together=0.01", "top_k:switch=0.01")
 POOLED = "pooled"
 CONSOLE = Console(width=160)
 
@@ -44,18 +48,20 @@ class Ways:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.output = options, options.output
+        self.owners = tuple(range(2, options.owners + 2))
+        self.dealt = Cell(options.owners + 1, 1.0)
         self.tokenizer, substrate = load_tokenizer(options.substrate), substrates.load(options.substrate)
-        self.backbone = Backbone(d_model=substrate.matrix.shape[1], heads=4)
+        self.backbone = Backbone(d_model=substrate.matrix.shape[1], heads=4, layers=options.layers)
         self.context = self.backbone.shape().context
         kinds = {kind: Source(path=f"embedded:{kind}", name=kind) for kind in options.kinds}
         self.texts = OwnedTexts(
             kinds, {}, Apart(0.05, 0.03, options.documents), self.tokenizer, self.context, self.output
         )
-        self.whole, self.seed = options.tokens * len(kinds) * len(OWNERS), options.seeds[0]
+        self.whole, self.seed = options.tokens * len(kinds) * len(self.owners), options.seeds[0]
 
     def with_public(self, kind: str, owner: int) -> Path:
         """A corpus of an owner's pages and the public's, with all that the kind holds out."""
-        place, dealt = self.output / "corpora" / f"own-{kind}-{owner}", owner_of(self.texts.sizes, *DEALT)
+        place, dealt = self.output / "corpora" / f"own-{kind}-{owner}", owner_of(self.texts.sizes, *self.dealt)
         if not place.exists():
             own = [one for one in self.texts.train[kind] if dealt[one.id] + 1 in (PUBLIC, owner)]
             own += [one for one in self.texts.documents[kind] if self.texts.apart.split(one) != "train"]
@@ -71,7 +77,13 @@ class Ways:
         return self.output / "runs" / f"{name}-{rate:g}-{self.seed}"
 
     def trained(
-        self, name: str, corpus: Path, tokens: int, rate: float, start: Callable[[], Path] | None = None
+        self,
+        name: str,
+        corpus: Path,
+        tokens: int,
+        rate: float,
+        start: Callable[[], Path] | None = None,
+        **how: Any,
     ) -> PreTrainedModel:
         place = self.place(name, rate)
         if not place.exists():
@@ -81,7 +93,7 @@ class Ways:
                 output=f"{place}",
                 start=start and f"{start()}",
                 backbone=self.backbone,
-                training=Training(tokens=tokens, learning_rate=rate, evaluations=2, seed=self.seed),
+                training=Training(tokens=tokens, learning_rate=rate, evaluations=2, seed=self.seed, **how),
             )
             train_expert(recipe, CONSOLE)
         return load_model(place)
@@ -105,20 +117,25 @@ class Ways:
 
     def common(self, share: float, rate: float) -> PreTrainedModel:
         """One model on the public's pages of all kinds, for a share of all tokens."""
-        corpus = self.texts.together("public", dict.fromkeys(self.options.kinds, (DEALT, PUBLIC)))
-        return self.trained(f"public-{share:g}", corpus, round(self.whole * share), rate)
+        corpus = self.texts.together("public", dict.fromkeys(self.options.kinds, (self.dealt, PUBLIC)))
+        how = {} if self.options.falling else {"schedule": "constant", "keep": "last"}
+        return self.trained(self.called("public", share), corpus, round(self.whole * share), rate, **how)
 
     def branched(self, share: float, kind: str, owner: int, rate: float) -> PreTrainedModel:
         """Gone on from the common model, on an owner's pages."""
         tokens = self.options.tokens - round(self.options.tokens * share)
-        corpus = self.texts.corpus(kind, DEALT, owner)
-        return self.trained(f"branched-{share:g}-{kind}-{owner}", corpus, tokens, rate, lambda: self.begun(share))
+        corpus = self.with_public(kind, owner) if self.options.revisit else self.texts.corpus(kind, self.dealt, owner)
+        name, how = f"{self.called('branched', share)}-{kind}-{owner}", {} if self.options.falling else {"warmup": 0.05}
+        return self.trained(name, corpus, tokens, rate, lambda: self.begun(share, rate), **how)
 
-    def begun(self, share: float) -> Path:
-        """Where the common model is, to go on from."""
-        rate = self.common_rate(share)
+    def begun(self, share: float, rate: float) -> Path:
+        """Where the common model is, to go on from; a rate that stays is that of who goes on."""
+        rate = self.common_rate(share) if self.options.falling else rate
         self.common(share, rate)
-        return self.place(f"public-{share:g}", rate)
+        return self.place(self.called("public", share), rate)
+
+    def called(self, what: str, share: float) -> str:
+        return f"{what}-{share:g}" + "-steady" * (not self.options.falling)
 
     def pooled(self, rate: float) -> PreTrainedModel:
         """One model on all pages."""
@@ -129,17 +146,19 @@ class Ways:
     @cache  # noqa: B019
     def own_rate(self) -> float:
         kinds = self.options.kinds
-        return self.searched("own", lambda rate: [(self.member(kind, OWNERS[0], rate), kind) for kind in kinds])
+        return self.searched("own", lambda rate: [(self.member(kind, self.owners[0], rate), kind) for kind in kinds])
 
     @cache  # noqa: B019
     def common_rate(self, share: float) -> float:
+        if not self.options.falling:
+            return self.branched_rate(share)
         kinds = self.options.kinds
         return self.searched(f"common {share:g}", lambda rate: [(self.common(share, rate), kind) for kind in kinds])
 
     @cache  # noqa: B019
     def branched_rate(self, share: float) -> float:
         def made(rate: float) -> list[tuple[PreTrainedModel, str]]:
-            return [(self.branched(share, kind, OWNERS[0], rate), kind) for kind in self.options.kinds]
+            return [(self.branched(share, kind, self.owners[0], rate), kind) for kind in self.options.kinds]
 
         return self.searched(f"branched {share:g}", made)
 
@@ -155,15 +174,26 @@ class Ways:
 
     def joined(self, name: str, make: Callable[[str, int], PreTrainedModel]) -> dict[str, dict[str, DocumentLosses]]:
         """By owner and rule, and by kind, the losses of all owners' members and of the rules that join them."""
-        model = compose({f"{kind}-{own}": make(kind, own) for kind in self.options.kinds for own in OWNERS})
+        model = compose({f"{kind}-{own}": make(kind, own) for kind in self.options.kinds for own in self.owners})
         found = {
             kind: composition_losses(model, self.tokenizer, texts, RULES) for kind, texts in self.texts.held_out.items()
         }
         owners = {
             f"{name}, owner {own}": {kind: found[kind][f"{kind}-{own}"] for kind in self.options.kinds}
-            for own in OWNERS
+            for own in self.owners
         }
         return owners | {f"{name}, {rule}": {kind: found[kind][rule] for kind in self.options.kinds} for rule in RULES}
+
+    def averaged(self, name: str, make: Callable[[str, int], PreTrainedModel]) -> dict[str, dict[str, DocumentLosses]]:
+        """Losses where a kind's owners are one model, the mean of theirs, and of rules that join these, by kind."""
+        kinds = self.options.kinds
+        means = {kind: mean(Part(f"{own}", make(kind, own), 1.0) for own in self.owners) for kind in kinds}
+        found = {
+            kind: composition_losses(compose(means), self.tokenizer, texts, [RULES[0], RULES[2]])
+            for kind, texts in self.texts.held_out.items()
+        }
+        alone = {f"{name}, mean of the owners": {kind: found[kind][kind] for kind in kinds}}
+        return alone | {f"{name}, means by {rule}": {kind: found[kind][rule] for kind in kinds} for rule in RULES[::2]}
 
     def rows(self, seed: int) -> dict[str, dict[str, DocumentLosses]]:
         """By way and kind, what models of one seed reach; all are made before any is measured."""
@@ -176,6 +206,8 @@ class Ways:
             found[f"common for {share:g}"] = self.losses(self.common(share, common))
             made = partial(self.branched, share, rate=own_rate)
             found |= self.joined(f"from common for {share:g}", made)
+            if len(self.owners) > 1:
+                found |= self.averaged(f"from common for {share:g}", made)
         return found
 
 
@@ -183,6 +215,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("substrate", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--owners", type=int, default=2, help="of each kind")
+    parser.add_argument("--revisit", action="store_true", help="who goes on reads the public pages of its kind, too")
+    parser.add_argument("--falling", action="store_true", help="the common model is a run of its own, to its end")
+    parser.add_argument("--layers", type=int, help="of every model; those of the preset if not given")
     parser.add_argument("--kinds", nargs="+", default=["ru", "zh", "en"])
     parser.add_argument("--tokens", type=int, default=1_000_000, help="of each member")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 6e-3, 1.2e-2])

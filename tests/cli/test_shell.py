@@ -142,9 +142,10 @@ def test_a_default_is_shown_as_it_is_given():
 def test_every_command_that_prints_a_table_prints_json():
     without = {" ".join(p) for p, c in commands(get_command(app)) if not any("--json" in o.opts for o in c.params)}
     compose = {f"compose {verb}" for verb in ("join", "add", "remove", "cut", "reweight", "rule", "fit")}
-    others = {"init", "substrate build", "train", "import", "model merge", "generate", "serve", "card", "lm-eval"}
+    others = {"init", "substrate build", "train", "import", "generate", "serve", "card", "lm-eval"}
+    models = {"model average", "model merge"}
     pages = {"report", "substrate map"}
-    assert without == others | compose | pages
+    assert without == others | models | compose | pages
 
 
 def test_the_shell_offers_what_there_is():

@@ -133,6 +133,20 @@ def test_what_has_no_mean_is_refused(owners, save, expert, tmp_path):
         average(owners, out)
 
 
+def test_branches_of_one_trunk_have_a_mean_whatever_their_base_is_called(save, expert, tmp_path):
+    def branch(name, **trunk):
+        model = expert(len(trunk["base"]))
+        model.config.treering_trunk = trunk
+        return save(name, model)
+
+    places = {base: branch(base, base=base, blocks=1, trunk=COMMON) for base in ("smol", "SmolLM")}
+    average(places, tmp_path / "mean")
+    assert describe(tmp_path / "mean")["kind"] == "branch"
+    other = branch("higher", base="smol", blocks=2, trunk=COMMON)
+    with pytest.raises(TreeringError, match="no models of one kind, and have no mean: treering_trunk"):
+        average({"smol": places["smol"], "higher": other}, tmp_path / "none")
+
+
 def test_damaged_records_are_told(owners, tmp_path):
     (owners["south"] / "training.json").write_text('{"origin": {"weights": "x"}}')
     with pytest.raises(TreeringError, match=r"training.json: origin.weights"):

@@ -133,8 +133,8 @@ def require_one_beginning(trainings: Mapping[str, Mapping[str, Any]]) -> None:
         if origin.growth and (fresh := [stage.new for stage in origin.growth.plan.stages if stage.new]):
             raise TreeringError(
                 f"{name} has new blocks ({', '.join(fresh)}), which began at random, in each model otherwise. "
-                "Branches have a mean where their blocks are copies of their base's (treering grow branch --from N). "
-                "If you know that they began as one: --any-beginning."
+                "Branches have a mean where their blocks are copies of their base's (treering grow branch … --set "
+                "plan.from=N). If you know that they began as one: --any-beginning."
             )
         begun[name] = origin.weights
     (first, its), *others = begun.items()
