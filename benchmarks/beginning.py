@@ -6,9 +6,9 @@ Every kind's pages are dealt to its owners and to the public, as many to each, n
 compute, `tokens` for each of the members: every owner trains on his own pages and the public's, from nothing; one
 model reads the public's pages of all kinds for a share of all tokens, and every owner goes on from it with his own for
 the rest (the seed phase of Branch-Train-Merge, arXiv 2208.03306); one model reads all pages. The common model keeps its
-rate to the end, and who goes on begins at that rate and lets it fall; with ``--falling``, each is a run with a rate of
-its own that rises and falls. Rates by the same search, with the first seed, on pages set apart; held-out pages are read
-at the end. Run it again to go on.
+rate to the end, and who goes on begins at that rate and lets it fall; so does the pooled model, after two thirds. With
+``--falling``, each is a run of its own, whose rate rises and falls. Rates by the same search, with the first seed, on
+pages set apart; held-out pages are read at the end. Run it again to go on.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from treering.training import Backbone, ExpertRecipe, Training, train_expert
 
 PUBLIC = 1
 RULES = ("evidence:switch=0.01", "evidence:switch=0.01,together=0.01", "top_k:switch=0.01")
+STEADY: dict[str, Any] = {"schedule": "constant", "keep": "last"}
+GOING_ON: dict[str, Any] = {"warmup": 0.05}
 POOLED = "pooled"
 CONSOLE = Console(width=160)
 
@@ -118,14 +120,14 @@ class Ways:
     def common(self, share: float, rate: float) -> PreTrainedModel:
         """One model on the public's pages of all kinds, for a share of all tokens."""
         corpus = self.texts.together("public", dict.fromkeys(self.options.kinds, (self.dealt, PUBLIC)))
-        how = {} if self.options.falling else {"schedule": "constant", "keep": "last"}
+        how = {} if self.options.falling else STEADY
         return self.trained(self.called("public", share), corpus, round(self.whole * share), rate, **how)
 
     def branched(self, share: float, kind: str, owner: int, rate: float) -> PreTrainedModel:
         """Gone on from the common model, on an owner's pages."""
         tokens = self.options.tokens - round(self.options.tokens * share)
         corpus = self.with_public(kind, owner) if self.options.revisit else self.texts.corpus(kind, self.dealt, owner)
-        name, how = f"{self.called('branched', share)}-{kind}-{owner}", {} if self.options.falling else {"warmup": 0.05}
+        name, how = f"{self.called('branched', share)}-{kind}-{owner}", {} if self.options.falling else GOING_ON
         return self.trained(name, corpus, tokens, rate, lambda: self.begun(share, rate), **how)
 
     def begun(self, share: float, rate: float) -> Path:
@@ -138,8 +140,16 @@ class Ways:
         return f"{what}-{share:g}" + "-steady" * (not self.options.falling)
 
     def pooled(self, rate: float) -> PreTrainedModel:
-        """One model on all pages."""
-        return self.trained("pooled", self.texts.pooled(), self.whole, rate)
+        """One model on all pages, at rates as those of who has a common beginning for two thirds."""
+        corpus, first = self.texts.pooled(), round(self.whole * 0.667)
+        if self.options.falling:
+            return self.trained("pooled", corpus, self.whole, rate)
+
+        def begun() -> Path:
+            self.trained("pooled-begun", corpus, first, rate, **STEADY)
+            return self.place("pooled-begun", rate)
+
+        return self.trained("pooled-steady", corpus, self.whole - first, rate, begun, **GOING_ON)
 
     # ---------------------------------------------------------------------------- the rates, by the first seed
 
