@@ -95,7 +95,14 @@ class Ways:
                 output=f"{place}",
                 start=start and f"{start()}",
                 backbone=self.backbone,
-                training=Training(tokens=tokens, learning_rate=rate, evaluations=2, seed=self.seed, **how),
+                training=Training(
+                    tokens=tokens,
+                    learning_rate=rate,
+                    weight_decay=self.options.decay,
+                    evaluations=2,
+                    seed=self.seed,
+                    **how,
+                ),
             )
             train_expert(recipe, CONSOLE)
         return load_model(place)
@@ -227,6 +234,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--owners", type=int, default=2, help="of each kind")
     parser.add_argument("--revisit", action="store_true", help="who goes on reads the public pages of its kind, too")
+    parser.add_argument("--decay", type=float, default=0.1, help="of weights, in every run of an output")
     parser.add_argument("--falling", action="store_true", help="the common model is a run of its own, to its end")
     parser.add_argument("--layers", type=int, help="of every model; those of the preset if not given")
     parser.add_argument("--kinds", nargs="+", default=["ru", "zh", "en"])
