@@ -161,6 +161,7 @@ def card(
 
         read_composition(directory)  # a stranger's has to fit its schema
     experts = config["experts"] if kind == "composition" else []
+    averaged = _averaged(training)
     told = [_within(training, "origin"), *experts]
     records = [_source(source) for record in told for source in _sources(record)]
     sources = list({tuple(record.items()): record for record in records}.values())
@@ -175,7 +176,7 @@ def card(
         experts=[_expert(record, experts, directory) for record in experts],
         scores=_scores(scores),
         limits=_limits(kind, training),
-        licences=_licences(licence, sources, experts),
+        licences=_licences(licence, sources, {"Its experts": experts, "The models that it is the mean of": averaged}),
         marker=MARKER,
     )
     return f"---\n{_metadata(kind, config, licence, sources, scores)}\n---\n{body}\n"
@@ -314,8 +315,8 @@ def _made(kind: str, config: Mapping[str, Any], training: Mapping[str, Any]) -> 
         made.append(
             f"Grown in {len(stages)} stage{'s' * (len(stages) != 1)}; `growth.json` has the plan and what each cost."
         )
-    if isinstance(models := origin.get("average"), list) and models:
-        told = [f"`{printable(str(one.get('name')))}`" for one in models if isinstance(one, Mapping)]
+    if models := _averaged(training):
+        told = [f"`{printable(str(one.get('name')))}`" for one in models]
         made.append(
             f"It is the mean of the weights of {len(models)} models that went on from one: {', '.join(told)}; "
             "`training.json` has their records, and their shares."
@@ -436,13 +437,23 @@ def _limits(kind: str, training: Mapping[str, Any]) -> list[str]:
     return limits
 
 
-def _licences(licence: str | None, sources: Sequence[Mapping[str, str]], experts: Sequence[Mapping[str, Any]]) -> str:
+def _averaged(training: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The records of the models whose mean a model is; none of one that is no mean."""
+    found = _within(training, "origin").get("average")
+    return [record for record in found if isinstance(record, Mapping)] if isinstance(found, list) else []
+
+
+def _licences(
+    licence: str | None, sources: Sequence[Mapping[str, str]], models: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> str:
+    """What is stated of a model, of the text that it learned from, and of the ``models`` in it, by what these are."""
     own = f"The model: {printable(licence)}." if licence else "The owner has stated no licence for the model."
     stated = list(dict.fromkeys(source["licence"] for source in sources))
     text = f" The text that it learned from: {', '.join(stated)}." if stated else ""
-    parts = [printable(str(record["licence"])) for record in experts if record.get("licence")]
-    joined = f" Its experts: {', '.join(dict.fromkeys(parts))}." if parts else ""
-    return own + text + joined
+    for what, records in models.items():
+        parts = [printable(str(record["licence"])) for record in records if record.get("licence")]
+        text += f" {what}: {', '.join(dict.fromkeys(parts))}." if parts else ""
+    return own + text
 
 
 def _within(values: Any, *names: str) -> Mapping[str, Any]:
