@@ -204,13 +204,13 @@ class Ways:
     def averaged(self, name: str, make: Callable[[str, int], PreTrainedModel]) -> dict[str, dict[str, DocumentLosses]]:
         """Losses where a kind's owners are one model, the mean of theirs, and of rules that join these, by kind."""
         kinds = self.options.kinds
-        means = {kind: mean(Part(f"{own}", make(kind, own), 1.0) for own in self.owners) for kind in kinds}
+        means = compose({kind: mean(Part(f"{own}", make(kind, own), 1.0) for own in self.owners) for kind in kinds})
+        rules = ("evidence:switch=0.01", "top_k:switch=0.01")
         found = {
-            kind: composition_losses(compose(means), self.tokenizer, texts, [RULES[0], RULES[2]])
-            for kind, texts in self.texts.held_out.items()
+            kind: composition_losses(means, self.tokenizer, texts, rules) for kind, texts in self.texts.held_out.items()
         }
         alone = {f"{name}, mean of the owners": {kind: found[kind][kind] for kind in kinds}}
-        return alone | {f"{name}, means by {rule}": {kind: found[kind][rule] for kind in kinds} for rule in RULES[::2]}
+        return alone | {f"{name}, means by {rule}": {kind: found[kind][rule] for kind in kinds} for rule in rules}
 
     def rows(self, seed: int) -> dict[str, dict[str, DocumentLosses]]:
         """By way and kind, what models of one seed reach; all are made before any is measured."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 
 import hypothesis
 import pytest
@@ -56,6 +57,19 @@ def test_it_is_the_weighted_mean_and_leaves_what_is_alike_to_the_bit(expert, wei
     assert embedding(found).weight.equal(substrate)
 
 
+def test_two_models_are_in_memory_at_a_time(expert):
+    alive = []
+
+    def one(seed):
+        assert sum(model() is not None for model in alive) < 2
+        model = expert(seed, 1)
+        alive.append(weakref.ref(model))
+        return Part(f"{seed}", model, 1.0)
+
+    assert mean(one(seed) for seed in range(4)) is alive[0]()
+    assert len(alive) == 4
+
+
 def test_the_widest_precision_stays(expert):
     halves = [Part("a", expert(0, 1).bfloat16(), 1), Part("b", expert(1, 1).bfloat16(), 1)]
     wanted = (halves[0].model.lm_head.weight.float() + halves[1].model.lm_head.weight.float()) / 2
@@ -66,6 +80,7 @@ def test_the_widest_precision_stays(expert):
 
 
 def test_it_is_a_plain_model_that_says_whose_mean_it_is(owners, tmp_path, tokenizer, expert):
+    (owners["south"] / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     average(owners, tmp_path / "all", {"south": 2.0})
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "all").eval()
     ids = torch.tensor([tokenizer("To open this dialog")["input_ids"]])
@@ -86,6 +101,7 @@ def test_it_is_a_plain_model_that_says_whose_mean_it_is(owners, tmp_path, tokeni
     assert (origin["start"], origin["sources"]) == ("common", ["north", "south", "west"])
     card = (tmp_path / "all" / "README.md").read_text()
     assert "the mean of the weights of 3 models" in card and "| south |" in card
+    assert "The models that it is the mean of: cc-by-nc-4.0." in card
     told = describe(tmp_path / "all")
     assert [source["name"] for source in told["data"]["sources"]] == ["north", "south", "west"]
     compose_directories({"all": tmp_path / "all", "north": owners["north"]}, tmp_path / "joined")  # it is an expert
@@ -114,8 +130,14 @@ def test_what_has_no_mean_is_refused(owners, save, expert, tmp_path):
     changed = expert(0)
     changed.gpt_neox.embed_in.weight.data[3, 3] += 1
     save("changed", changed)
-    with pytest.raises(TreeringError, match="name one substrate, but their embeddings differ"):
+    with pytest.raises(TreeringError, match=r"north, changed name one substrate in config\.json, but hold different"):
         average({"north": owners["north"], "changed": tmp_path / "changed"}, out)
+    diverged = expert(0)
+    diverged.lm_head.weight.data[3, 3] = torch.nan
+    save("diverged", diverged)
+    for pair in (("diverged", "north"), ("north", "diverged")):
+        with pytest.raises(TreeringError, match=r"diverged cannot be joined: 1 of .* in its lm_head\.weight"):
+            average({name: tmp_path / name for name in pair}, out)
     with pytest.raises(TreeringError, match="at least two models, not 1"):
         average({"north": owners["north"]}, out)
     with pytest.raises(TreeringError, match=r"no model 'nobody'\. There are: north, south, west"):

@@ -1,10 +1,9 @@
 """One model from several that went on from the same weights, each with its own text: the mean of their weights.
 
 A composition of n experts costs what n models cost; their mean costs what one does, and is a plain checkpoint. It is
-better than each of them where all began as one model and none went far from it (federated averaging, McMahan et al.
-1602.05629; model soups, Wortsman et al. 2203.05482; measured in docs/joining.md), and it may be gone on from again, so
-that owners of text who exchange models several times come nearer to one model on the text of all. Models that began
-differently have no such mean: what one block does in one of them another does in the next.
+mostly better than each of them where all began as one model and none went far from it (federated averaging, McMahan et
+al. 1602.05629; model soups, Wortsman et al. 2203.05482; measured in docs/joining.md). Models that began differently
+have no such mean: what one block does in one of them another does in the next.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treering import tokenizer as tokenizers
-from treering.backbone import embedding, standing
-from treering.composition.joining import require_single
+from treering.composition.joining import require_finite, require_single, require_unchanged, substrate_of
 from treering.composition.loading import load_model
 from treering.composition.provenance import provenance
 from treering.composition.schema import Training
@@ -70,14 +68,13 @@ def average(
         require_one_beginning({name: record["training"] or {} for name, record in known.items()})
     read: dict[str, PreTrainedTokenizerFast] = {}
 
-    def loaded() -> Iterator[Part]:
-        for name, place in models.items():
-            model = require_single(name, load_model(place))
-            read[name] = tokenizer_of(place, model)
-            require_same_tokenizer(read)
-            yield Part(name, model, shares[name])
+    def loaded(name: str, place: str | os.PathLike[str]) -> Part:
+        model = require_single(name, load_model(place))
+        read[name] = tokenizer_of(place, model)
+        require_same_tokenizer(read)
+        return Part(name, model, shares[name])
 
-    whole = mean(loaded())
+    whole = mean(loaded(name, place) for name, place in models.items())
     whole.config._name_or_path = ""  # what is recorded of it may be published
     with staged_directory(output) as staging, explain_full_disk(staging.parent):
         whole.save_pretrained(staging)
@@ -93,22 +90,32 @@ def mean(parts: Iterable[Part]) -> PreTrainedModel:
     It is taken in float32 at least, and left in the widest precision that one of them has. What all have alike, such as
     a frozen substrate, stays as it is to the bit.
 
+    Args:
+        parts: at least one. No more than two models are kept, if whoever gives them keeps none.
+
     Raises:
-        TreeringError: models of different shapes, substrates or trunks; one whose weights are packed; one whose
-            embedding is not the substrate that it names.
+        TreeringError: models of different shapes, substrates or trunks; one whose weights are packed, or no numbers;
+            embeddings that differ although they are said to be one substrate.
     """
     given = iter(parts)
     first = next(given)
+    _require_numbers(first)
     precision, total = first.model.dtype, first.weight
     whole: Any = first.model
     whole = whole.to(torch.promote_types(precision, torch.float32))
     for part in given:
-        _require_alike(first, part)
+        _require_numbers(part)
+        _require_one_shape(first, part)
         precision, total = torch.promote_types(precision, part.model.dtype), total + part.weight
-        own = dict(part.model.named_parameters())
+        other: Any = part.model
+        whole, other = (model.to(torch.promote_types(precision, torch.float32)) for model in (whole, other))
+        both = {first.name: whole, part.name: other}
+        require_unchanged(both, {name: substrate_of(model) for name, model in both.items()})
+        own = dict(other.named_parameters())
         for name, parameter in whole.named_parameters():
             # A step towards it instead of a sum: between equal numbers it stays where it is.
-            parameter.data.lerp_(own[name].data.to(parameter.dtype), part.weight / total)
+            parameter.data.lerp_(own[name].data, part.weight / total)
+        del part, other, both, own  # before the next one comes
     return whole.to(precision)
 
 
@@ -159,11 +166,15 @@ def _shares(models: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str
     return {name: weight / sum(given.values()) for name, weight in given.items()}
 
 
-def _require_alike(first: Part, other: Part) -> None:
+def _require_numbers(part: Part) -> None:
+    """Refuse a model whose weights have no mean; see `mean`."""
+    if not all(parameter.is_floating_point() for parameter in part.model.parameters()):
+        raise TreeringError(f"The weights of {part.name} are quantised, and have no mean. Give it as it was before.")
+    require_finite(part.name, part.model)
+
+
+def _require_one_shape(first: Part, other: Part) -> None:
     """Refuse models that no mean can be taken of; see `mean`."""
-    for name, model, _ in (first, other):
-        if not all(parameter.is_floating_point() for parameter in model.parameters()):
-            raise TreeringError(f"The weights of {name} are quantised, and have no mean. Give it as it was before.")
     ours, theirs = (_shape(part.model) for part in (first, other))
     # In the configurations' order: what they say explains what their tensors are.
     if wrong := [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]:
@@ -171,14 +182,6 @@ def _require_alike(first: Part, other: Part) -> None:
         raise TreeringError(
             f"{first.name} and {other.name} are no models of one kind, and have no mean: {printable(told, 500)}"
         )
-    own = standing(first.model.config)
-    if own and own.frozen:
-        matrices = [embedding(part.model).weight for part in (first, other)]
-        if not torch.equal(matrices[0], matrices[1].to(matrices[0].dtype)):
-            raise TreeringError(
-                f"{first.name} and {other.name} name one substrate, but their embeddings differ: one was changed, or "
-                "rounded. Copy it again."
-            )
 
 
 def _shape(model: PreTrainedModel) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from treering.backbone import context_length
 from treering.composition.model import ComposedModel
+from treering.composition.onward import Learnt, since
 from treering.composition.posterior import posterior
 from treering.composition.rules import Reading, Rule
 from treering.composition.specs import rule
@@ -134,7 +135,7 @@ def _read(
     """What the experts make of the texts, document by document from each text in turn, up to ``budget`` tokens."""
     counts, parts = dict.fromkeys(texts, 0), list[tuple[Tensor, ...]]()
     hidden = "hidden" in chosen.needs or chosen.parameters.get("pool") == "log"
-    state = foreseen = torch.empty(0)  # what the document so far has taught: see treering.composition.onward
+    learnt: Learnt | None = None
     for name, window in _windows_in_turn(tokenizer, texts, context_length(model.config)):
         left = len(window.tokens) if budget is None else budget - sum(counts.values())
         if left <= 0:
@@ -142,18 +143,17 @@ def _read(
         ids = torch.tensor([window.tokens[: window.scored_from + left]], device=model.device)
         logits, reading = model.read(ids[:, :-1], hidden=hidden)
         first = window.scored_from - 1  # what stands before it is context only
-        likelihood = reading.likelihood
-        assert likelihood is not None
-        if first:
-            likelihood = torch.cat([foreseen, likelihood[..., first + 1 :]], -1)
-        else:
-            state = reading.prior[:, None]
-        track = posterior(likelihood, reading.prior, state, chosen.parameters.get("switch", 0.0))[:, 0]
-        before = torch.cat([state, track[:, :-1]], -1)
-        final = ids.new_zeros((1, ids.shape[1] - 1, 0)) if reading.hidden is None else reading.hidden
-        said = log_likelihood(logits[:, 0, first:], ids[0, 1 + first :])
-        state, foreseen = track[:, -1:], said[:, None, -1:]
-        parts.append((likelihood[:, 0], before, said, final[0, first:].T, ids[:, 1 + first :]))
+        targets = ids[:, 1 + first :]
+        state: Tensor | None = reading.prior
+        if first and learnt is not None:
+            reading, state = since(first, reading, [learnt]), learnt.evidence[0]
+        assert reading.likelihood is not None and reading.tokens is not None and state is not None
+        track = posterior(reading.likelihood, reading.prior, state[:, None], chosen.parameters.get("switch", 0.0))[:, 0]
+        before = torch.cat([state[:, None], track[:, :-1]], -1)
+        said = log_likelihood(logits[:, 0, first:], targets[0])
+        learnt = Learnt(reading.tokens[0], (track[:, -1],), said[:, -1])
+        final = ids.new_zeros((1, targets.shape[1], 0)) if reading.hidden is None else reading.hidden
+        parts.append((reading.likelihood[:, 0], before, said, final[0].T, targets))
         counts[name] += ids.shape[1] - window.scored_from
     if not parts:
         raise TreeringError("There is no text to fit on.")

@@ -59,9 +59,9 @@ def compose(
         expert_name(name)
         require_single(name, expert)
         _require_cache(name, expert)
-        _require_finite(name, expert)
+        require_finite(name, expert)
     substrates = {name: substrate_of(expert) for name, expert in experts.items()}
-    _require_unchanged(experts, substrates)
+    require_unchanged(experts, substrates)
     wholes = {name: expert.state_dict() for name, expert in experts.items()}
     described: list[dict[str, Any]] = []
     for name, expert in experts.items():
@@ -247,8 +247,15 @@ def _difference(what: str, first_name: str, first: Standing, name: str, own: Sta
     )
 
 
-def _require_unchanged(experts: Mapping[str, PreTrainedModel], substrates: Mapping[str, str | None]) -> None:
-    """Refuse embeddings that differ although they bear one fingerprint."""
+def require_unchanged(experts: Mapping[str, PreTrainedModel], substrates: Mapping[str, str | None]) -> None:
+    """Refuse embeddings that differ although they bear one fingerprint.
+
+    Args:
+        substrates: by expert's name, the fingerprint of the frozen substrate that it names; see `substrate_of`.
+
+    Raises:
+        TreeringError: they do; says who has which.
+    """
     for fingerprint in set(substrates.values()) - {None}:
         groups: list[tuple[Tensor, list[str]]] = []
         for name in (name for name, own in substrates.items() if own == fingerprint):
@@ -272,8 +279,12 @@ def unequal(groups: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _require_finite(name: str, expert: PreTrainedModel) -> None:
-    """Refuse weights that are no numbers: one NaN makes all that any expert says of a text NaN."""
+def require_finite(name: str, expert: PreTrainedModel) -> None:
+    """Refuse weights that are no numbers: one NaN makes all that any expert says of a text NaN.
+
+    Raises:
+        TreeringError: there are some; names their tensor.
+    """
     for key, tensor in expert.state_dict().items():
         if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
             raise TreeringError(

@@ -79,7 +79,7 @@ def join_onward(
     """
     if before:
         logits, targets = logits[:, :, first:], targets[:, first:]
-        reading = replace(_since(first, reading, before), said=lambda part: logits[:, :, part])
+        reading = replace(since(first, reading, before), said=lambda part: logits[:, :, part])
     joined = []
     for place, rule in enumerate(rules):
         states = [state for learnt in before if (state := learnt.evidence[place]) is not None]
@@ -88,7 +88,7 @@ def join_onward(
     return Onward(joined, logits, targets, reading.tokens)
 
 
-def _since(first: int, reading: Reading, before: Sequence[Learnt]) -> Reading:
+def since(first: int, reading: Reading, before: Sequence[Learnt]) -> Reading:
     """A reading without what is context only; its first token counts as it was foreseen in the window before."""
     assert reading.likelihood is not None and reading.tokens is not None
     foreseen = torch.stack([learnt.foreseen for learnt in before], -1).to(reading.likelihood)
