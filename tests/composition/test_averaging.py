@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import weakref
 
 import hypothesis
@@ -178,6 +179,8 @@ def test_damaged_records_are_told(owners, tmp_path):
 def test_on_the_command_line(owners, treering, tmp_path):
     status, _, said = treering(f"model average {owners['north']} s={owners['south']} --weight s=3 -o mean")
     assert status == 0 and "mean: the mean of north, s" in said
+    treering(f"model average {owners['north']} again={owners['north']} -o same")
+    assert re.search(r"trained on +north *\n", treering("model info same")[1])  # once
     status, out, _ = treering("model info mean")
     assert status == 0 and "north (25.0%), s (75.0%)" in out and "went on from" in out
     assert treering(f"model average {owners['north']} {owners['north']} -o again")[0] == 2

@@ -201,7 +201,8 @@ def _origin(known: Mapping[str, Mapping[str, Any]], shares: Mapping[str, float])
         if origins[0].get(field) and all(origin.get(field) == origins[0][field] for origin in origins)
     }
     data = [record["data"] or {} for record in known.values()]
-    sources = [source for own in data for source in own.get("sources", [])]
+    read = [source for own in data for source in own.get("sources", [])]
+    sources = [source for place, source in enumerate(read) if source not in read[:place]]  # owners may share some
     told = ("origin", "licence", "training")
     return alike | {
         "average": [
