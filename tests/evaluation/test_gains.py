@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from treering.evaluation import Change, DocumentLosses, paired_change
+from treering.evaluation.costs import Costs
 from treering.evaluation.gains import EVERY, OWN, Against, Gains, Outcome, as_gains_table, compared, lines
 
 
@@ -35,13 +36,11 @@ def test_table_and_figure_have_the_means_over_seeds():
     against = {
         name: Against((2.0, 3.0), (Change(-0.1, -0.2, -0.05), Change(-0.3, -0.4, -0.2))) for name in (OWN, EVERY)
     }
-    cells = [(1, None), (2, 0.5)]
-    found = Gains(
-        [Outcome("ru", "mean", *cell, cell[1], 9, (1.0, 2.0), against, 1_234_567, 4.26) for cell in cells], [], {}
-    )
+    cells, costs = [(1, None), (2, 0.5)], Costs(1_234_567, 4.26, 5.21)
+    found = Gains([Outcome("ru", "mean", *cell, cell[1], 9, (1.0, 2.0), against, costs) for cell in cells], [], {})
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(as_gains_table(found))
     shown = [line.split() for line in console.export_text().splitlines()]
-    assert shown[1] == ["ru", "mean", "1", "1.500", "2.500", "-20.0%", "1,234,567", "4.3"]
-    assert shown[2] == ["ru", "mean", "2", "50%", "1.500", "2.500", "-20.0%", "1,234,567", "4.3"]
+    assert shown[1] == ["ru", "mean", "1", "1.500", "2.500", "-20.0%", "1,234,567", "4.3", "5.2"]
+    assert shown[2] == ["ru", "mean", "2", "50%", "1.500", "2.500", "-20.0%", "1,234,567", "4.3", "5.2"]
     assert lines(found) == {"ru": {("mean", 1): {None: pytest.approx(0.2)}, ("mean", 2): {0.5: pytest.approx(0.2)}}}

@@ -99,7 +99,7 @@ def test_every_cell_has_every_text_by_every_rule_beside_both_yardsticks(found):
     assert [one.shared for one in found.outcomes[:3]] == [None, 0, 1]
     assert [(one.name, one.members) for one in found.yardsticks] == [("pooled", None), ("large", 1), ("large", 2)]
     assert set(found.rates) == {"members, 1", "members, 2", "pooled", "large, 1", "large, 2"}
-    assert all(one.milliseconds > 0 for one in (*found.outcomes, *found.yardsticks))
+    assert all(one.costs.milliseconds > 0 for one in (*found.outcomes, *found.yardsticks))
 
 
 def test_no_page_is_anybodys_twice_and_none_that_is_held_out_is_trained_on(found, output):
@@ -135,12 +135,12 @@ def test_all_read_the_same_tokens_of_a_kind(found, output):
 def test_parameters_are_those_of_the_models(found, output):
     count = {place.name: load_model(place).num_parameters() for place in (output / "runs").iterdir()}
     members = {name: load_model(output / "runs" / f"member-{name}-0.01-0") for name in KINDS}
-    assert found.outcomes[0].parameters == sum(p.numel() for p in compose(members).parameters())
+    assert found.outcomes[0].costs.parameters == sum(p.numel() for p in compose(members).parameters())
     pooled, *larges = found.yardsticks
-    assert pooled.parameters == count["pooled-0.01-0"]
+    assert pooled.costs.parameters == count["pooled-0.01-0"]
     for large, outcome in zip(larges, found.outcomes[:2], strict=True):
-        assert large.parameters == count[f"large-{large.layers}-0.01-0"]
-        assert large.parameters == pytest.approx(outcome.parameters, abs=30_000)  # half a block
+        assert large.costs.parameters == count[f"large-{large.layers}-0.01-0"]
+        assert large.costs.parameters == pytest.approx(outcome.costs.parameters, abs=30_000)  # half a block
 
 
 def test_the_numbers_are_those_of_the_models_made_by_hand(recipe, found, output):
@@ -196,7 +196,7 @@ def outcomes(output):
 
 
 def test_a_finished_study_is_only_told_again_and_the_command_line_tells_it(recipe, found, tmp_path, monkeypatch):
-    for work in ("train_expert", "document_losses", "composition_losses", "milliseconds"):
+    for work in ("train_expert", "document_losses", "composition_losses", "costs"):
         monkeypatch.setattr(module, work, None)
     before = (Path(recipe["output"]) / "composition.json").read_bytes()
     path = tmp_path / "recipe.yaml"

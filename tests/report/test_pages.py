@@ -13,6 +13,7 @@ from treering.cli.main import app
 from treering.errors import TreeringError
 from treering.evaluation.bits import Change
 from treering.evaluation.comparison import Cell, Comparison, Pair
+from treering.evaluation.costs import Costs
 from treering.evaluation.gains import EVERY, OWN, Against, Gains, Yardstick
 from treering.evaluation.gains import Outcome as Gain
 from treering.evaluation.kinds import Kinds
@@ -155,8 +156,8 @@ def composition_study(tmp_path_factory):
             change = -0.05 if members == 2 else 0.02
             against = Against((2.0,), (Change(change, change - 0.01, change + 0.01),))
             named = {OWN: against, EVERY: against, "pooled": against}
-            outcomes.append(Gain(text, RULE, members, overlap, overlap, 8, (1.9,), named, 1000, 2.5))
-    pooled = Yardstick("pooled", None, 2, 500, 1.0, {"ru": (1.9,), EVIL: (1.8,)})
+            outcomes.append(Gain(text, RULE, members, overlap, overlap, 8, (1.9,), named, Costs(1000, 2.5, 9.5)))
+    pooled = Yardstick("pooled", None, 2, Costs(500, 1.0, 3.5), {"ru": (1.9,), EVIL: (1.8,)})
     write(place / "composition.json", asdict(Gains(outcomes, [pooled], {"members, 1": 0.003})))
     return place
 

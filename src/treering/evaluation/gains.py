@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from treering.evaluation.bits import Change, DocumentLosses, paired_change
+from treering.evaluation.costs import Costs
 
 OWN, EVERY = "best member", "every member"
 """What a composition is compared with: the best of the text's own members, and each of them, the least gain of all."""
+
+COSTS = ("parameters", "ms/token", "MiB")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Outcome:
         shared: the share that they do share, as topics are whole.
         bits_per_byte: by seed.
         against: by `OWN`, `EVERY` and yardstick. A text that is no member's own is compared with all members.
-        parameters: of the composition; ``milliseconds``: of one of its decoding steps.
+        costs: of decoding with the composition by this rule.
     """
 
     text: str
@@ -53,8 +56,7 @@ class Outcome:
     documents: int
     bits_per_byte: tuple[float, ...]
     against: dict[str, Against]
-    parameters: int
-    milliseconds: float
+    costs: Costs
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,7 @@ class Yardstick:
     name: str
     members: int | None
     layers: int
-    parameters: int
-    milliseconds: float
+    costs: Costs
     bits_per_byte: dict[str, tuple[float, ...]]
 
 
@@ -115,7 +116,7 @@ def as_gains_table(found: Gains) -> Table:
     """
     others = list(dict.fromkeys(name for outcome in found.outcomes for name in outcome.against if name != EVERY))
     table = Table("text", "rule", box=None)
-    for column in ("members", "shared", "bits/byte", *others, "parameters", "ms/token"):
+    for column in ("members", "shared", "bits/byte", *others, *COSTS):
         table.add_column(column, justify="right")
     for one in found.outcomes:
         table.add_row(
@@ -125,10 +126,14 @@ def as_gains_table(found: Gains) -> Table:
             "" if one.overlap is None else f"{one.overlap:.0%}",
             f"{statistics.mean(one.bits_per_byte):.3f}",
             *(_cell(one.against[name]) for name in others),
-            f"{one.parameters:,}",
-            f"{one.milliseconds:.1f}",
+            *costs_cells(one.costs),
         )
     return table
+
+
+def costs_cells(costs: Costs) -> list[str]:
+    """Under `COSTS`."""
+    return [f"{costs.parameters:,}", f"{costs.milliseconds:.1f}", f"{costs.mebibytes:.1f}"]
 
 
 def _cell(other: Against) -> str:

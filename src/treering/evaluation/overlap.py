@@ -27,11 +27,11 @@ from treering.backbone import count_parameters
 from treering.composition import DEFAULT_RULE, ComposedModel, compose, load_model, require_fitted, rule
 from treering.corpus import Source
 from treering.evaluation.bits import DocumentLosses, document_losses
+from treering.evaluation.costs import Costs, costs
 from treering.evaluation.forgetting import MIXTURE, all_together, composition_losses
 from treering.evaluation.gains import Gains, Outcome, Yardstick, compared
 from treering.evaluation.owned_texts import WHOLE, Apart, Cell, OwnedTexts
 from treering.evaluation.search import best_rate
-from treering.evaluation.timing import milliseconds
 from treering.output import locked, require_common, unfinished_of, write_file
 from treering.recipe import Schema, Seed
 from treering.tokenizer import load as load_tokenizer
@@ -268,16 +268,17 @@ class _Study:
         size = np.array(kept["bytes"])
         return {name: DocumentLosses(np.array(nats), size) for name, nats in kept["nats"].items()}
 
-    def pace(self, key: str, make: Make) -> dict[str, float]:
-        """Milliseconds of a decoding step, by rule, or of a single model; kept in ``measured``."""
-        path = self.output / "measured" / f"{key}.ms.json"
-        kept: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    def costs(self, key: str, make: Make) -> dict[str, Costs]:
+        """What decoding costs, by rule, or of a single model; kept in ``measured``."""
+        path = self.output / "measured" / f"{key}.costs.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
         if self._lacks(kept):
             model = self._model(key, make)
             ways = {spec: partial(model.use, spec) for spec in self.rules} if isinstance(model, ComposedModel) else {}
-            kept |= {name: milliseconds(use()) for name, use in ways.items()} or {ALONE: milliseconds(model)}
+            found = {name: costs(use(), self.shape.context) for name, use in ways.items()}
+            kept |= {name: asdict(own) for name, own in (found or {ALONE: costs(model, self.shape.context)}).items()}
             write_file(path, json.dumps(kept))
-        return kept
+        return {name: Costs(**own) for name, own in kept.items()}
 
     def _lacks(self, kept: Mapping[str, Any]) -> bool:
         """Whether a measurement was not made, or not by every rule."""
@@ -351,8 +352,7 @@ class _Study:
             name=name,
             members=members,
             layers=run.layers,
-            parameters=self.substrate.matrix.numel() + self.active(run.layers),
-            milliseconds=self.pace(*seeds[0])[ALONE],
+            costs=self.costs(*seeds[0])[ALONE],
             bits_per_byte={text: tuple(own[text].bits_per_byte for own in losses) for text in self.texts},
         )
         return told, losses
@@ -366,8 +366,7 @@ class _Study:
             for seed in self.recipe.seeds
         ]
         losses = [self.measured(*seed) for seed in seeds]
-        paces = self.pace(*seeds[0])
-        whole = self.substrate.matrix.numel() + len(self.recipe.kinds) * cell.members * self.active()
+        costs = self.costs(*seeds[0])
         shared = self.owned.shared(cell)
         return [
             Outcome(
@@ -383,8 +382,7 @@ class _Study:
                     [self.own_members(text, cell, own) for own in losses],
                     {name: [own[text] for own in found] for name, found in beside.items()},
                 ),
-                parameters=whole,
-                milliseconds=paces[spec],
+                costs=costs[spec],
             )
             for text in self.texts
             for spec in self.rules

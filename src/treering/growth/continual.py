@@ -34,8 +34,8 @@ from treering.composition import compose, fit, load_model
 from treering.errors import TreeringError
 from treering.evaluation import DocumentLosses, document_losses, held_out_texts
 from treering.evaluation.continual import Matrix, average, backward_transfer, forgetting, resampled_averages
+from treering.evaluation.costs import milliseconds
 from treering.evaluation.search import best_rate
-from treering.evaluation.timing import milliseconds
 from treering.growth.cost import shape_of
 from treering.growth.plan import Lora, Plan, Stage
 from treering.growth.recipe import Beginning, Branch, GrowthRecipe, begin, grow_recipe

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from treering.evaluation.gains import EVERY, OWN, Against, Gains, lines
+from treering.evaluation.gains import COSTS, EVERY, OWN, Against, Gains, costs_cells, lines
 from treering.growth.continual import Result
 from treering.growth.outcome import Outcome
 from treering.report.figures import arrivals, as_svg, loss_curves, overlaps
@@ -209,8 +209,7 @@ def composition_study_report(found: Gains, command: str) -> Report:
                 [
                     f"{statistics.mean(one.bits_per_byte):.3f}",
                     *(_against(one.against[name]) if name in one.against else "" for name in others),
-                    f"{one.parameters:,}",
-                    f"{one.milliseconds:.1f}",
+                    *costs_cells(one.costs),
                 ],
             )
             for one in found.outcomes
@@ -220,7 +219,7 @@ def composition_study_report(found: Gains, command: str) -> Report:
             "Change of bits per byte from the other model's, which stands below; below 0 joining is better. Means over "
             "seeds; a ground where every seed's 95% interval excludes 0 on the same side."
         )
-        head = ["", "bits per byte", *(f"against {name}" for name in others), "parameters", "ms/token"]
+        head = ["", "bits per byte", *(f"against {name}" for name in others), *COSTS]
         sections.append(Section(f"On {text}", [Grid(head, rows, note)]))
     if found.yardsticks:
         sections.append(Section("One model on all texts", [_yardsticks(found, texts)]))
@@ -235,14 +234,13 @@ def _yardsticks(found: Gains, texts: Sequence[str]) -> Grid:
             one.name if one.members is None else f"{one.name}, beside {one.members}",
             [
                 f"{one.layers}",
-                f"{one.parameters:,}",
-                f"{one.milliseconds:.1f}",
+                *costs_cells(one.costs),
                 *(f"{statistics.mean(one.bits_per_byte[t]):.3f}" if one.bits_per_byte.get(t) else "" for t in texts),
             ],
         )
         for one in found.yardsticks
     ]
-    return Grid(["", "blocks", "parameters", "ms/token", *texts], rows)
+    return Grid(["", "blocks", *COSTS, *texts], rows)
 
 
 def _sign(against: Against) -> int:
