@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import lzma
@@ -27,6 +28,9 @@ from treering.cli import main
 from treering.composition import compose_directories
 from treering.corpus import Source, embedded, prepare, read_documents
 from treering.training import Training
+
+# Every run collects garbage at its end; what all tests share (torch, transformers) it need not look through each time.
+gc.freeze()
 
 # A test fails for what it finds, never for how long a busy machine took.
 hypothesis.settings.register_profile(
