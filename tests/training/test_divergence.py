@@ -48,10 +48,9 @@ def poison(patch, step, value, what="loss"):
     patch.setattr(AtomicTrainer, "training_step", poisoned)
 
 
-@pytest.mark.parametrize(
-    ("value", "what", "clip"),
-    [(math.nan, "loss", 1.0), (math.inf, "loss", 0.0), (math.nan, "gradient", 0.0), (math.inf, "gradient", 1.0)],
-)
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_the_first_number_that_is_none_stops_the_run(run, model, settings, tmp_path, monkeypatch, clip, what, value):
     settings = settings.model_copy(update={"gradient_clip": clip, "checkpoint_steps": 2})
     initial = {name: p.clone() for name, p in model.state_dict().items()}

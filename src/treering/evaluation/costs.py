@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,14 +60,6 @@ def mebibytes(model: PreTrainedModel, context: int) -> float:
 
 
 def _kept(cache: Cache) -> Iterator[Tensor]:
-    """The tensors of a cache: keys and values, and whatever else its layers keep."""
-
-    def tensors(value: Any) -> Iterator[Tensor]:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            for one in value:
-                yield from tensors(one)
-
-    for layer in cache.layers:
-        yield from tensors([*vars(layer).values()])
+    """The tensors of a cache: keys and values, and whatever else its layers keep, alone or in a list."""
+    for value in itertools.chain.from_iterable(vars(layer).values() for layer in cache.layers):
+        yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Tensor))

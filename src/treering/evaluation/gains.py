@@ -15,6 +15,7 @@ OWN, EVERY = "best member", "every member"
 """What a composition is compared with: the best of the text's own members, and each of them, the least gain of all."""
 
 COSTS = ("parameters", "ms/token", "MiB")
+"""What costs are called in tables, in the order of `costs_cells`."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def as_gains_table(found: Gains) -> Table:
 
 
 def costs_cells(costs: Costs) -> list[str]:
-    """Under `COSTS`."""
+    """What stands under `COSTS`."""
     return [f"{costs.parameters:,}", f"{costs.milliseconds:.1f}", f"{costs.mebibytes:.1f}"]
 
 
