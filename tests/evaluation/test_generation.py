@@ -5,6 +5,7 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM
 
 from treering.composition import compose
+from treering.composition.speculation import Pace
 from treering.errors import TreeringError
 from treering.evaluation import document_losses, generate
 
@@ -46,6 +47,25 @@ def test_a_drawn_answer_is_one_experts_and_only_plain_sampling(expert, tokenizer
             generate(joined, tokenizer, "To open", 5, drawn=True, **wrong)
     with pytest.raises(TreeringError, match="single model"):
         generate(expert(1), tokenizer, "To open", 5, drawn=True)
+
+
+def test_a_composition_writes_the_same_with_and_without_a_leader(expert, tokenizer, monkeypatch):
+    joined, led = compose({"a": expert(1), "b": expert(2)}, "evidence:switch=0.01"), []
+    learn = Pace.learn
+    monkeypatch.setattr(Pace, "learn", lambda pace, *counts: (led.append(counts), learn(pace, *counts)))
+    alone = generate(joined, tokenizer, "To open", 20, temperature=0, speculate=False)
+    assert not led
+    assert generate(joined, tokenizer, "To open", 20, temperature=0) == alone
+    assert led
+    sampled = [generate(joined, tokenizer, "To open", 20, seed=seed) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    for written_otherwise in ({"beams": 2, "temperature": 0}, {"drawn": True}):
+        led.clear()
+        generate(joined, tokenizer, "To open", 5, **written_otherwise)
+        assert not led
+    generate(joined.use("mean"), tokenizer, "To open", 5)
+    generate(expert(1), tokenizer, "To open", 5)
+    assert not led
 
 
 def test_a_model_without_a_longest_text_is_written_with_and_measured(tokenizer):

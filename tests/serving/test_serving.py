@@ -19,6 +19,7 @@ import torch
 from treering import tokenizer as tokenizers
 from treering.cli import main
 from treering.composition import draw, load_model
+from treering.composition.speculation import Pace
 from treering.errors import TreeringError
 from treering.evaluation import generate, prompt_ids
 from treering.serving import server
@@ -314,6 +315,32 @@ def test_command_errors(directory, monkeypatch, capsys):
     assert "no directory" in run(str(directory / "nothing"), "--port", "0")
     monkeypatch.setattr(server, "NEEDED", ("no_such_package",))
     assert "pip install 'treering[serve]'" in run(str(directory))
+
+
+def test_the_most_credible_expert_leads_unless_an_answer_tells_of_each_token(
+    directory, tokenizer, serving, monkeypatch
+):
+    model, led, learn = load_model(directory, rule="evidence:switch=0.01"), [], Pace.learn
+    monkeypatch.setattr(Pace, "learn", lambda pace, *counts: (led.append(counts), learn(pace, *counts)))
+    alone = generate(model, tokenizer, PROMPT, 12, temperature=0, speculate=False)
+    asked = {"model": "joined", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+    with serving(Served("joined", model, tokenizer)) as client:
+        for way in ({}, {"n": 2}, {"logprobs": 1}):
+            led.clear()
+            assert [choice.text for choice in client.completions.create(**asked, **way).choices] == [alone] * way.get(
+                "n", 1
+            )
+            assert bool(led) == ("logprobs" not in way)
+        led.clear()
+        assert joined_text(client.completions.create(**asked, stream=True)) == alone
+        stop = alone[4:8]
+        stopped = client.completions.create(**asked, stop=stop).choices[0]
+        assert (stopped.text, stopped.finish_reason) == (alone.partition(stop)[0], "stop")
+        assert led
+    led.clear()
+    with serving(Served("joined", model, tokenizer, speculates=False)) as client:
+        assert client.completions.create(**asked).choices[0].text == alone
+    assert not led
 
 
 def test_plain_sampling_is_answered_by_one_drawn_expert_where_that_was_asked_for(directory, tokenizer, serving):

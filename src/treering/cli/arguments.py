@@ -17,6 +17,11 @@ TrustRemoteCode = Annotated[
     typer.Option("--trust-remote-code", help="run Python code that comes with a model, if transformers lacks its kind"),
 ]
 
+Speculate = Annotated[
+    bool,
+    typer.Option(help="let a composition's most credible expert lead and the others check: the same at less cost"),
+]
+
 Page = Annotated[Path | None, typer.Option("--output", "-o", help="also write a page, as PAGE.html")]
 
 

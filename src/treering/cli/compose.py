@@ -379,6 +379,7 @@ def generate(
     draw: Annotated[
         bool, typer.Option("--draw", help="draw one expert for the answer: an exact sample of evidence at one's cost")
     ] = False,
+    speculate: arguments.Speculate = True,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
     """Let a model go on from a text.
@@ -401,6 +402,8 @@ def generate(
         prompt_ids(loaded, tokenizer, text, tokens)  # what cannot work is said before anything is printed
         stream = streamer(tokenizer) if beams == 1 else None
         print(text, end="", flush=True)
-        written = generate_text(loaded, tokenizer, text, tokens, temperature, top_p, beams, seed, stream, draw)
+        written = generate_text(
+            loaded, tokenizer, text, tokens, temperature, top_p, beams, seed, stream, draw, speculate
+        )
     if stream is None:
         print(shown(written))

@@ -29,6 +29,7 @@ def serve(
     draw: Annotated[
         bool, typer.Option("--draw", help="answer plain sampling (temperature 1, top_p 1) by one drawn expert")
     ] = False,
+    speculate: arguments.Speculate = True,
     trust_remote_code: arguments.TrustRemoteCode = False,
 ) -> None:
     """Answer OpenAI's clients with a model: completions, and chat if its tokenizer has a chat template.
@@ -40,4 +41,4 @@ def serve(
     from treering.serving.limits import MIB, Limits
 
     limits = Limits(body=max_body * MIB, request_seconds=timeout, parallel=parallel)
-    run(model, host, port, progress(), api_key, limits, trust_remote_code, rule, draw)
+    run(model, host, port, progress(), api_key, limits, trust_remote_code, rule, draw, speculate)

@@ -20,6 +20,7 @@ from treering.composition.loading import load_model, running
 from treering.composition.model import ComposedModel
 from treering.composition.rules import RULES, Joined, Reading, Rule, register
 from treering.composition.specs import rule
+from treering.composition.speculation import may_speculate, speculative
 from treering.composition.variants import variant
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "fit_directory",
     "list_experts",
     "load_model",
+    "may_speculate",
     "register",
     "remove_expert",
     "require_drawable",
@@ -51,5 +53,6 @@ __all__ = [
     "rule",
     "running",
     "set_rule",
+    "speculative",
     "variant",
 ]

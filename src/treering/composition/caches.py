@@ -7,7 +7,7 @@ on any model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from transformers import Cache, DynamicCache, PreTrainedConfig
@@ -85,6 +85,22 @@ def views(
     for name, config in experts.items():
         found.experts[name] = _take(left, config)
     return found
+
+
+def takes_back(configs: Iterable[PreTrainedConfig]) -> bool:
+    """Whether what models of these configurations cache of a text can be cropped; recurrent states cannot."""
+    return all(layer.is_croppable for config in configs for layer in _layers(config))
+
+
+def crop(found: Views, length: int) -> None:
+    """Let all parts of a common cache forget what they have of a text beyond so many tokens.
+
+    Who is behind keeps what it has, which `transformers.Cache.crop` would shorten by as much as the others.
+    """
+    parts: list[Any] = [found.transcript, *found.kept.values(), *found.trunks.values(), *found.experts.values()]
+    for part in parts:
+        if part is not None:
+            part.crop(min(0, length - part.get_seq_length()))
 
 
 def _sleeps(chosen: Rule) -> bool:

@@ -45,7 +45,7 @@ from treering.composition.parts import is_known
 from treering.composition.posterior import log_prior
 from treering.composition.reader import Below, Reader, Stem, Substrate, Text, said
 from treering.composition.repeats import with_padding
-from treering.composition.rules import Need, Reading, Rule, adapter_start, gate_start
+from treering.composition.rules import Joined, Need, Reading, Rule, adapter_start, gate_start
 from treering.composition.saving import precision, require_plain, require_size, stored
 from treering.composition.schedule import read_on
 from treering.composition.specs import rule
@@ -243,15 +243,21 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         transcript, readers = self._readers(past_key_values, self.rule)
         if past_key_values is not None and transcript is None:
             text = replace(text, begin=past_key_values.get_seq_length())
-        logits, reading = self._read(text, readers, transcript, self.rule, kept)
-        joined = self.rule(logits, reading)
-        if transcript is not None and joined.evidence is not None:
-            rows, _, changed = joined.evidence.shape
-            transcript.evidence[:rows, :, -changed:] = joined.evidence
+        joined = self.join(text, readers, transcript, kept)
         loss = None if labels is None else ForCausalLMLoss(joined.logits, labels, self.config.vocab_size, **kwargs)
         output = CausalLMOutputWithPast(loss=loss, logits=joined.logits, past_key_values=past_key_values)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+    def join(
+        self, text: Text, readers: Sequence[Reader], transcript: Transcript | None, kept: slice | Tensor
+    ) -> Joined:
+        """Let the experts read on, join what they say, and note what the rule learnt of them."""
+        joined = self.rule(*self._read(text, readers, transcript, self.rule, kept))
+        if transcript is not None and joined.evidence is not None:
+            rows, _, changed = joined.evidence.shape
+            transcript.evidence[:rows, :, -changed:] = joined.evidence
+        return joined
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any

@@ -106,7 +106,7 @@ class Stem:
         cache: its part of the common cache; None if there is none.
         kept: what it made of the whole text, where somebody above may be behind; else None.
         read: how many tokens it has read.
-        states: where nothing is kept, what it made of those that it read in this call.
+        states: where nothing is kept, what it made of all that it read in this call.
     """
 
     below: Below
@@ -124,11 +124,12 @@ class Stem:
         if self.kept is None and read < self._first:
             assert self.cache is not None
             self.read = self._first = rewind(self.cache, read)
+            self.states = None
         if self.read < text.end:
             new = self._states(text.since(self.read))
             self.read = text.end
             if self.kept is None:
-                self.states = new
+                self.states = new if self.states is None else torch.cat([self.states, new], 1)
             else:
                 self.kept.append(new)
         if self.kept is not None:
@@ -154,6 +155,7 @@ class Reader:
         vocabulary: how many tokens all experts have.
         cache: its part of the common cache; None if there is none.
         read: how many tokens it has read; given are those that there were before this call.
+        ahead: what it made of each token that it read before the others did [batch, 1, width].
     """
 
     name: str
@@ -162,6 +164,7 @@ class Reader:
     vocabulary: int
     cache: Cache | None
     read: int = 0
+    ahead: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.cache is not None and self.cache.layers:
@@ -177,12 +180,20 @@ class Reader:
         assert self.cache is not None
         self.read = rewind(self.cache, self.read - 1) if self.cache.layers else self.read - 1
 
+    def go_ahead(self, text: Text) -> Tensor:
+        """Read one token before the others do; when it is their turn, it is at hand."""
+        self.ahead.append(self._final(text))
+        return self.ahead[-1]
+
     def final(self, text: Text) -> Tensor:
         """What its head reads [batch, position, width]; of a family that is not known, its logits.
 
         Args:
-            text: from the first token on that it has not read.
+            text: from the first token on that it has not read, or has read ahead.
         """
+        return torch.cat(self.ahead, 1) if self.ahead else self._final(text)
+
+    def _final(self, text: Text) -> Tensor:
         inputs: dict[str, Any] = {"past_key_values": self.cache, "use_cache": self.cache is not None} | text.told()
         if self.below is None and text.inputs_embeds is not None:
             raise TreeringError(f"{self.name} has an embedding of its own, so the composition needs input_ids.")

@@ -44,17 +44,18 @@ def read_on(
     predicted = _predicted(text.attention_mask, transcript.input_ids)
     known = [reader.read for reader in readers]  # of so many tokens each one's likelihood is noted
     _recall(readers, transcript, begin, predicted)
-    sparse = chosen.name == "top_k" and begin > 0 and new.shape[1] == 1
+    leading = {e for e, reader in enumerate(readers) if reader.ahead}
+    sparse = chosen.name == "top_k" and begin > 0 and (new.shape[1] == 1 or bool(leading))
     changed, heard, everyone = begin, dict[int, tuple[Tensor, Tensor]](), set(range(len(readers)))
-    bare = {e for e, reader in enumerate(readers) if reader.is_bare}
-    while late := (_credible(transcript, changed, chosen, prior) | bare if sparse else everyone) - heard.keys():
+    free = leading | {e for e, reader in enumerate(readers) if reader.is_bare}
+    while late := (_credible(transcript, begin, changed, chosen, prior) | free if sparse else everyone) - heard.keys():
         read, before = min(readers[e].read for e in late), min(known[e] for e in late)
         heard |= _hear(readers, sorted(late), transcript, text, predicted, kept)
         changed = min(changed, before + 1)
-        if read == begin:  # they had missed nothing, so nobody's evidence is other than it was
+        if read == begin and new.shape[1] == 1:  # they had missed nothing: nobody's evidence is other than it was
             break
     _require_numbers(readers, transcript.likelihood[..., changed:])
-    silent = new.new_zeros((len(new), 1, readers[0].vocabulary), dtype=torch.float32)
+    silent = torch.zeros_like(next(iter(heard.values()))[0])
     told = [heard.get(e, (silent, silent[..., :0])) for e in range(len(readers))]
     return [logits for logits, _ in told], [final for _, final in told], changed
 
@@ -96,12 +97,12 @@ def _hear(
     return heard
 
 
-def _credible(transcript: Transcript, changed: int, chosen: Rule, prior: Tensor) -> set[int]:
-    """The experts that count after the last token, in any row, if what was not read had been certain to them."""
+def _credible(transcript: Transcript, begin: int, changed: int, chosen: Rule, prior: Tensor) -> set[int]:
+    """The experts that count after any new token, in any row, if what was not read had been certain to them."""
     state = transcript.weights[..., changed - 1]
     track = posterior(transcript.likelihood[..., changed:], prior, state, chosen.parameters.get("switch", 0.0))
-    among = most_credible(track[..., -1], chosen.parameters.get("k", 1))
-    return set(among.any(1).nonzero().flatten().tolist())
+    among = most_credible(track[..., begin - changed :], chosen.parameters.get("k", 1))
+    return set(among.flatten(1).any(1).nonzero().flatten().tolist())
 
 
 def _predicted(attention_mask: Tensor | None, tokens: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ class Served:
 
     Attributes:
         alone: a composition's expert by its name, where answers are drawn; else None.
+        speculates: whether a composition's most credible expert leads, where that is possible.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Served:
         tokenizer: PreTrainedTokenizerFast,
         limits: Limits | None = None,
         drawn: bool = False,
+        speculates: bool = True,
     ) -> None:
         self.name = name
         self.model = model
@@ -40,6 +42,7 @@ class Served:
         self.spelling = Spelling(tokenizer)
         self.writers = ThreadPoolExecutor(self.limits.parallel, "writer")
         self.turns = Turns()
+        self.speculates = speculates
         self.alone = cache(require_drawable(model).expert) if drawn else None
         self.stopping = threading.Event()
 

@@ -43,6 +43,7 @@ def serve(
     trust_remote_code: bool = False,
     rule: str | None = None,
     drawn: bool = False,
+    speculates: bool = True,
 ) -> None:
     """Serve an expert or a composition, from a directory or the hub, until Ctrl-C.
 
@@ -53,6 +54,8 @@ def serve(
         drawn: answer by one expert, drawn for the whole answer, whoever asks for plain sampling (temperature and top-p
             1, no bias, no penalty): the same distribution at less cost, see ``treering.composition.draw``. Other
             requests are answered by all experts.
+        speculates: let a composition's most credible expert lead: the same distribution at less cost, see
+            ``treering.composition.speculative``. Where an answer tells what was said of each token, nobody leads.
 
     Raises:
         TreeringError: optional packages are missing, the address cannot be listened on, or not without a key, there is
@@ -67,7 +70,7 @@ def serve(
         require_key(listener, api_key)
         model = load_model(name_or_path, rule=rule, trust_remote_code=trust_remote_code)
         tokenizer = tokenizers.load(name_or_path, trust_remote_code)
-        served = Served(served_name(name_or_path), model, tokenizer, limits, drawn)
+        served = Served(served_name(name_or_path), model, tokenizer, limits, drawn, speculates)
         prompt_ids(served.model, served.tokenizer, "", 1)  # what can never work is said before anybody asks
         host, port = listener.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

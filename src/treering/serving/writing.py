@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTok
 from transformers.generation.streamers import BaseStreamer
 
 from treering.backbone import keeps_keys_and_values
-from treering.composition import ComposedModel, draw
+from treering.composition import ComposedModel, draw, may_speculate, speculative
 from treering.serving.forms import Piece, Reason, Usage
 from treering.serving.hearing import Heard, heard_by, told
 from treering.serving.logprobs import Said
@@ -158,7 +159,9 @@ class Writing:
                 else:
                     voices, tells = bool(self._asked.voices), self._asked.alternatives is not None
                     writer: Any = heard_by(text.hear, model, voices) if tells else model
-                    read = {} if cache is None else {"past_key_values": cache}
+                    read: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+                    if self._served.speculates and not tells and may_speculate(model):
+                        read["custom_generate"] = partial(speculative, streamer=text)
                     mask = torch.ones_like(ids)
                     writer.generate(ids, attention_mask=mask, generation_config=config, streamer=text, **read)
         except Stopped:

@@ -1,0 +1,206 @@
+"""Speculative decoding inside a composition: one expert leads by some tokens, the others check them in one pass.
+
+Most of the time the most credible expert says what the composition says. So it goes ahead by some tokens, and the
+others then read all of these at once, which takes a large model hardly longer than one token does. Each is kept or
+replaced in such a way that the text is one that the composition writes, at little more than the leader's own time. The
+leader reads no token twice: what it made of them is at hand when the others check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from treering.composition.caches import crop, takes_back, views
+from treering.composition.model import ComposedModel
+from treering.composition.pools import log_likelihood
+from treering.composition.reader import Text
+from treering.composition.transcript import REMEMBERED, Transcript
+from treering.errors import TreeringError
+
+MOST = REMEMBERED // 2
+"""Tokens that a leader goes ahead at most."""
+CHECK = 1.25
+"""How long an expert takes to check some tokens, where writing one takes 1. The best lead depends little on it."""
+FADING = 0.9
+"""What the tokens of one draft count beside those of the next."""
+
+
+def may_speculate(model: PreTrainedModel) -> bool:
+    """Whether a model is a composition whose rule knows who leads, and of experts that can take back what they read."""
+    if not isinstance(model, ComposedModel) or "evidence" not in model.rule.needs or len(model.experts) < 2:
+        return False
+    trunks, experts = model._configs()
+    return takes_back([*trunks.values(), *experts.values()])
+
+
+@torch.no_grad()
+def speculative(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: Callable[[Tensor, Tensor], Tensor],
+    stopping_criteria: Callable[[Tensor, None], Tensor],
+    generation_config: GenerationConfig,
+    streamer: BaseStreamer | None = None,
+    **given: Any,
+) -> Tensor:
+    """Write on from one text, led by its most credible expert: ``model.generate(ids, custom_generate=speculative)``.
+
+    Where nothing is sampled, the tokens are those that ``generate`` writes without it (of two that are equally likely
+    up to rounding it may be the other one). Where something is, they are a sample of the same distribution:
+    temperature, top-p, penalties, biases and whatever else ``generate`` knows take hold of what the composition says,
+    as without it. Leviathan, Kalman & Matias 2023, *Fast inference from transformers via speculative decoding*,
+    algorithm 1, without the one token more where all are kept, for which the leader would have to read another.
+
+    ``generate`` hands no streamer on to a ``custom_generate``: give it one, and by ``functools.partial`` the same here.
+
+    Args:
+        input_ids: [1, position].
+        given: what else a forward call takes. ``past_key_values`` holds what the composition has read of the text, at
+            most all but the last token; ``attention_mask`` [1, position] is 0 for padding before it.
+
+    Returns:
+        The text and what follows [1, position + new].
+
+    Raises:
+        TreeringError: it is no composition, or its rule does not weigh the experts by evidence; several texts, or more
+            than their tokens, are asked for; nothing may be cached.
+    """
+    # A parameter of its own for what `generate` prepares would make it take that as it was given, unprepared.
+    cache, mask = given.get("past_key_values"), given.get("attention_mask")
+    composed, cache = _require(model, input_ids, generation_config, cache)
+    sampled = bool(generation_config.do_sample)
+    parts = views(cache, *composed._configs(), composed.rule)
+    text, pace, ended = input_ids, Pace(_checking(composed)), False
+    if (read := cache.get_seq_length()) < text.shape[1] - 1:
+        unread = _text(composed, text[:, :-1], read, mask)
+        transcript, readers = composed._readers(cache, composed.rule)
+        composed.join(unread, readers, transcript, slice(unread.length - 1, None))
+    cache.activate_past_recording()
+    while not ended:
+        begin = text.shape[1]
+        transcript, readers = composed._readers(cache, composed.rule)
+        assert transcript is not None
+        leader = readers[leading(transcript, composed.prior, text[:, -1])]
+        lead, ahead, drafted = pace.lead, text, list[Tensor]()
+        while len(drafted) < lead and not ended:
+            final = leader.go_ahead(_text(composed, ahead, ahead.shape[1] - 1, mask))
+            drafted.append(logits_processor(ahead, leader.logits(final)[:, -1].to(text.device)))
+            ahead = torch.cat([ahead, choice(drafted[-1], sampled)], 1)
+            ended = bool(stopping_criteria(ahead, None).all())
+        new = _text(composed, ahead[:, :-1], begin - 1, mask)
+        joined = composed.join(new, readers, transcript, slice(0, None)).logits.to(text.device)
+        agreed = 0
+        for own, said, token in zip(drafted, joined.unbind(1), ahead[0, begin:], strict=True):
+            came = settled(token, own[0], logits_processor(text, said)[0], sampled)
+            text = torch.cat([text, came.view(1, 1)], 1)
+            if streamer is not None:
+                streamer.put(came.view(1).cpu())
+            if came != token:
+                ended = bool(stopping_criteria(text, None).all())
+                break
+            agreed += 1
+        pace.learn(agreed, len(drafted))
+        crop(parts, text.shape[1] - 1)
+    if streamer is not None:
+        streamer.end()
+    return text
+
+
+def choice(scores: Tensor, sampled: bool) -> Tensor:
+    """The next token [batch, 1] by scores [batch, vocab]: sampled, or the likeliest."""
+    return torch.multinomial(scores.softmax(-1), 1) if sampled else scores.argmax(-1, keepdim=True)
+
+
+def settled(token: Tensor, drafted: Tensor, joined: Tensor, sampled: bool) -> Tensor:
+    """The token that comes, []: the drafted one or another, as often as the joined scores say.
+
+    Args:
+        token: that was drafted [], by scores ``drafted`` [vocab]; those of the composition are ``joined`` [vocab].
+    """
+    if not sampled:
+        return joined.argmax()
+    q, p = drafted.softmax(-1), joined.softmax(-1)
+    rest = (p - q).clamp(min=0)
+    if torch.rand((), device=p.device) * q[token] <= p[token] or not rest.any():
+        return token
+    return torch.multinomial(rest, 1)[0]
+
+
+def leading(transcript: Transcript, prior: Tensor, token: Tensor) -> int:
+    """The most credible expert of those that have read all before the last ``token`` [batch]."""
+    weights = transcript.weights[:, 0, -1] if transcript.get_seq_length() else prior
+    foresaw = [-torch.inf if own is None else float(log_likelihood(own[:, -1], token)[0]) for own in transcript.pending]
+    known = torch.tensor(foresaw, device=weights.device)
+    return int((weights if known.isneginf().all() else weights + known).argmax())
+
+
+@dataclass
+class Pace:
+    """How many tokens a leader goes ahead: as many as are expected to bring most tokens for the time.
+
+    With the share a of drafted tokens that are kept, k of them bring ``Σ_{i<k} a^i`` tokens, since the first that is
+    not kept is replaced. They take k steps of the leader and one check of each of the others.
+
+    Attributes:
+        checking: experts that read with the leader.
+        kept, tried: of the drafted tokens, the older the less they count; at the beginning those of four good ones.
+    """
+
+    checking: int
+    kept: float = 4.0
+    tried: float = 4.5
+
+    @property
+    def lead(self) -> int:
+        """Tokens to go ahead now."""
+        share = self.kept / self.tried
+        gains = [sum(share**i for i in range(k)) / (k + CHECK * self.checking) for k in range(1, MOST + 1)]
+        return 1 + gains.index(max(gains))
+
+    def learn(self, kept: int, drafted: int) -> None:
+        """Take note of a draft; what came after the first token that was not kept says nothing."""
+        self.kept = FADING * self.kept + kept
+        self.tried = FADING * self.tried + min(kept + 1, drafted)
+
+
+def _text(composed: ComposedModel, tokens: Tensor, begin: int, mask: Tensor | None) -> Text:
+    """What is to be read of a text from ``begin`` on; a ``mask`` tells of its beginning, and all the rest counts."""
+    new = tokens[:, begin:].to(composed.device)
+    if mask is None:
+        return Text(new, None, None, None, begin)
+    mask = F.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1).to(composed.device)
+    return Text(new, None, mask, (mask.cumsum(-1) - 1).clamp(min=0)[:, begin:], begin)
+
+
+def _checking(composed: ComposedModel) -> int:
+    """Experts that read every token, beside the leader; one without blocks of its own costs nothing."""
+    reading = sum(expert.config.num_hidden_layers > 0 for _, expert in composed.named_experts())
+    most = composed.rule.parameters.get("k", 1) if composed.rule.name == "top_k" else reading
+    return min(most, reading) - 1
+
+
+def _require(
+    model: PreTrainedModel, input_ids: Tensor, asked: GenerationConfig, cache: Cache | None
+) -> tuple[ComposedModel, Cache]:
+    if not isinstance(model, ComposedModel):
+        raise TreeringError("Only in a composition one expert can lead the others; this is a single model.")
+    if not may_speculate(model):
+        raise TreeringError(
+            "An expert can lead where several are weighed by evidence (evidence, gate, top_k), and all of them keep "
+            f"keys and values; not in this composition, by {model.rule}."
+        )
+    if len(input_ids) != 1 or not input_ids.shape[1]:
+        raise TreeringError("Speculative decoding writes on from one text of at least one token: no batch, no beams.")
+    if asked.return_dict_in_generate:
+        raise TreeringError("Speculative decoding returns tokens alone: leave out return_dict_in_generate.")
+    if cache is None:
+        raise TreeringError("Speculative decoding takes back what was not kept, from a cache: leave out use_cache.")
+    return model, cache
