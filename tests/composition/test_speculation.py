@@ -152,12 +152,15 @@ def test_what_it_samples_comes_as_often_as_the_composition_says(rule):
 @given(
     st.lists(st.floats(0, 1), min_size=3, max_size=5).filter(lambda own: sum(own) > 0.01),
     st.lists(st.floats(0.01, 1), min_size=5, max_size=5),
+    st.sampled_from([1, 0.5, 0.1]),
 )
-def test_one_token_is_settled_by_the_joined_distribution(joined, drafted):
+def test_one_token_is_settled_by_the_joined_distribution(joined, drafted, weight):
     """Σ_d q_d · P(d becomes v) = p_v, each P by what `settled` does at every rank of its random number."""
     p = torch.tensor(joined, dtype=torch.float64)
     q = torch.tensor(drafted[: len(p)], dtype=torch.float64)
     p, q = p / p.sum(), q / q.sum()
+    said, p = p.log(), weight * p + (1 - weight) * q
+    assert int(settled(torch.tensor(0), q.log(), said, False, weight)) in (p > p.max() - 1e-9).nonzero()
     rest = (p - q).clamp(min=0)
     found = torch.zeros_like(p)
     for token in range(len(p)):
@@ -170,9 +173,23 @@ def test_one_token_is_settled_by_the_joined_distribution(joined, drafted):
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(torch, "rand", lambda *_, rank=rank, **__: torch.tensor(rank, dtype=torch.float64))
                     patch.setattr(torch, "multinomial", lambda weights, _: weights.argmax(-1, keepdim=True))
-                    came = int(settled(torch.tensor(token), q.log(), p.log(), sampled=True))
+                    came = int(settled(torch.tensor(token), q.log(), said, True, weight))
                 assert came == (token if expected or not rest.any() else int(rest.argmax()))
     torch.testing.assert_close(found, p)
+
+
+def test_with_no_weight_on_what_all_say_every_token_of_the_leader_is_kept(monkeypatch):
+    model, drafts, learn = joined("evidence:switch=0.3"), [], Pace.learn
+    monkeypatch.setattr(Pace, "learn", lambda pace, *counts: (drafts.append(counts), learn(pace, *counts)))
+    options = {"do_sample": True, "top_k": 0, "min_new_tokens": 40, "max_new_tokens": 40}
+    rejecting = {}
+    for weight in (None, 0.5, 1e-9):
+        drafts.clear()
+        for seed in range(6):
+            torch.manual_seed(seed)
+            model.generate(PROMPT, custom_generate=speculative, assistant_ensemble_weight=weight, **options)
+        rejecting[weight] = sum(agreed < drafted for agreed, drafted in drafts)
+    assert rejecting[None] > rejecting[0.5] > rejecting[1e-9] == 0
 
 
 def test_the_leader_reads_one_token_at_a_time_and_the_others_all_of_a_draft(monkeypatch):

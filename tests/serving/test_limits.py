@@ -72,7 +72,9 @@ def gated(directory, tokenizer, serving):
         def start(**limits) -> tuple[openai.OpenAI, Gate]:
             model = load_model(directory)
             gate = Gate(model)
-            client = stack.enter_context(serving(Served("joined", model, tokenizer, Limits(**limits))))
+            client = stack.enter_context(
+                serving(Served("joined", model, tokenizer, Limits(**limits), speculates=False))
+            )
             stack.callback(gate.leave_open)
             return client, gate
 

@@ -246,7 +246,7 @@ def test_client_that_leaves_lets_others_on(directory, tokenizer, greedy, serving
         return forward(*args, **kwargs)
 
     model.forward = slow_forward
-    with serving(Served("joined", model, tokenizer)) as client, ThreadPoolExecutor(1) as pool:
+    with serving(Served("joined", model, tokenizer, speculates=False)) as client, ThreadPoolExecutor(1) as pool:
         asked = {"model": "joined", "prompt": PROMPT, "temperature": 0}
         with client.completions.create(**asked, max_tokens=60, stream=True) as stream:
             next(iter(stream))
@@ -268,7 +268,7 @@ def test_failure_of_the_model_is_told(directory, tokenizer, serving):
     def broken(*args, **kwargs):
         raise RuntimeError('out of "memory"')
 
-    model.forward = broken
+    model.join = broken
     with serving(Served("joined", model, tokenizer)) as client:
         asked = {"model": "joined", "prompt": PROMPT}
         with pytest.raises(openai.InternalServerError, match='out of "memory"'):

@@ -55,7 +55,8 @@ def serve(
             1, no bias, no penalty): the same distribution at less cost, see ``treering.composition.draw``. Other
             requests are answered by all experts.
         speculates: let a composition's most credible expert lead: the same distribution at less cost, see
-            ``treering.composition.speculative``. Where an answer tells what was said of each token, nobody leads.
+            ``treering.composition.speculative``. Where an answer tells what was said of each token, or a sample has a
+            seed, nobody leads.
 
     Raises:
         TreeringError: optional packages are missing, the address cannot be listened on, or not without a key, there is
