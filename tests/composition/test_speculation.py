@@ -326,6 +326,10 @@ def test_what_can_not_be_led_is_refused():
     ]:
         with pytest.raises(TreeringError, match=said):
             model.generate(PROMPT, custom_generate=speculative, max_new_tokens=5, **wrong)
+    model, whole = joined("evidence"), DynamicCache()
+    model(PROMPT, past_key_values=whole, use_cache=True)
+    with pytest.raises(TreeringError, match="has read all"):
+        model.generate(PROMPT, custom_generate=speculative, past_key_values=whole, max_new_tokens=5)
     config = Lfm2Config(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, layer_types=["conv", "full_attention"],
@@ -335,3 +339,15 @@ def test_what_can_not_be_led_is_refused():
     assert not may_speculate(small(0))
     assert not may_speculate(joined("mean"))
     assert may_speculate(joined("gate"))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_cache_that_was_cropped_is_gone_on_from(rule):
+    """What the experts had said of the next token is not known any more, so they read the last one again."""
+    model, cache, options = joined(rule), DynamicCache(), {"do_sample": False, "min_new_tokens": 20}
+    with torch.no_grad():
+        for token in torch.cat([PROMPT[:, :-1], PROMPT[:, :2]], 1).split(1, 1):
+            model(token, past_key_values=cache, use_cache=True)
+    cache.crop(-2)
+    found = model.generate(PROMPT, past_key_values=cache, custom_generate=speculative, max_new_tokens=20, **options)
+    assert torch.equal(found, model.generate(PROMPT, max_new_tokens=20, **options))

@@ -85,7 +85,11 @@ def speculative(
     weight = getattr(generation_config, "assistant_ensemble_weight", None)
     parts = views(cache, *composed._configs(), composed.rule)
     text, pace, ended = input_ids, Pace(_checking(composed)), False
-    if (read := cache.get_seq_length()) < text.shape[1] - 1:
+    read = cache.get_seq_length()
+    if parts.transcript is not None and read and all(own is None for own in parts.transcript.pending):
+        read -= 1  # someone cropped the cache: nobody knows any more what comes next, and who leads has to
+        crop(parts, read)
+    if read < text.shape[1] - 1:
         unread = _text(composed, text[:, :-1], read, mask)
         transcript, readers = composed._readers(cache, composed.rule)
         composed.join(unread, readers, transcript, slice(unread.length - 1, None))
@@ -211,6 +215,8 @@ def _require(
         raise TreeringError("Speculative decoding writes on from one text of at least one token: no batch, no beams.")
     if asked.return_dict_in_generate:
         raise TreeringError("Speculative decoding returns tokens alone: leave out return_dict_in_generate.")
+    if cache is not None and cache.get_seq_length() >= input_ids.shape[1]:
+        raise TreeringError("The cache has read all of the text: crop it, or give the text with the next token.")
     if cache is None:
         raise TreeringError("Speculative decoding takes back what was not kept, from a cache: leave out use_cache.")
     return model, cache
