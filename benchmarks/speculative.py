@@ -76,9 +76,9 @@ def main() -> None:
                     taken[f"{name} alone"].append(milliseconds(expert, prompts, **options))
                 for rule, model in joined.items():
                     taken[rule].append(milliseconds(model, prompts, **options))
-                    for led, weight in LED.items():
+                    for how, weight in LED.items():
                         kept.clear()
-                        led, own = f"{rule}, {led}", options | {"assistant_ensemble_weight": weight}
+                        led, own = f"{rule}, {how}", options | {"assistant_ensemble_weight": weight}
                         taken[led].append(milliseconds(model, prompts, **own, custom_generate=speculative))
                         drafts[led] += kept
             one = statistics.median(own for name in experts for own in taken[f"{name} alone"])

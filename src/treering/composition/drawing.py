@@ -14,7 +14,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from treering.composition.caches import views
 from treering.composition.model import ComposedModel
-from treering.composition.pools import log_likelihood
 from treering.composition.posterior import posterior
 from treering.errors import TreeringError
 
@@ -117,7 +116,7 @@ def _after(composed: ComposedModel, input_ids: Tensor, switch: float) -> tuple[T
     composed(input_ids[:, :-1], past_key_values=common, use_cache=True, logits_to_keep=1)
     found = views(common, *composed._configs(), composed.rule)
     assert found.transcript is not None
-    said = [log_likelihood(own[:, -1], input_ids[:, -1]) for own in found.transcript.pending if own is not None]
+    said = [own for own in found.transcript.foresaw(input_ids[:, -1]) if own is not None]
     state = found.transcript.weights[..., -1]
     weights = posterior(torch.stack(said)[..., None].to(state), composed.prior, state, switch)[:, 0, -1]
     caches = {}

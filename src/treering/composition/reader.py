@@ -67,10 +67,13 @@ class Text:
         if read == self.begin:
             return self
         assert self.tokens is not None
-        positions = None
-        if self.attention_mask is not None:
-            positions = (self.attention_mask.cumsum(-1) - 1).clamp(min=0)[:, read:]
-        return Text(self.tokens[:, read:], None, self.attention_mask, positions, read, self.tokens)
+        return Text.of(self.tokens, self.attention_mask, read)
+
+    @classmethod
+    def of(cls, tokens: Tensor, attention_mask: Tensor | None, read: int) -> Text:
+        """What is left of ``tokens`` for somebody who has ``read`` so many, who stand where the mask says."""
+        positions = None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, read:]
+        return cls(tokens[:, read:], None, attention_mask, positions, read, tokens)
 
     def told(self) -> dict[str, Any]:
         """What every model is told of it, beside the tokens."""

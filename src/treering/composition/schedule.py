@@ -16,7 +16,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from treering.composition.pools import log_likelihood
 from treering.composition.posterior import most_credible, posterior
 from treering.composition.reader import Reader, Text, said
 from treering.composition.rules import Rule
@@ -62,9 +61,9 @@ def read_on(
 
 def _recall(readers: Sequence[Reader], transcript: Transcript, begin: int, predicted: Tensor) -> None:
     """Note what the experts had said of the first new token before they saw it."""
-    for e, (reader, pending) in enumerate(zip(readers, transcript.pending, strict=True)):
-        if pending is not None:
-            likelihood = log_likelihood(pending[:, -1], transcript.input_ids[:, begin])
+    foresaw = transcript.foresaw(transcript.input_ids[:, begin])
+    for e, (reader, likelihood) in enumerate(zip(readers, foresaw, strict=True)):
+        if likelihood is not None:
             transcript.likelihood[e, :, begin] = torch.where(predicted[:, begin - 1], likelihood, 0.0)
         elif reader.read == begin > 0:
             reader.step_back()  # someone cropped the cache: what the expert said of the new token, it must say again

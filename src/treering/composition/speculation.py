@@ -20,7 +20,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from treering.composition.caches import crop, takes_back, views
 from treering.composition.model import ComposedModel
-from treering.composition.pools import log_likelihood
 from treering.composition.reader import Text
 from treering.composition.transcript import REMEMBERED, Transcript
 from treering.errors import TreeringError
@@ -150,10 +149,11 @@ def settled(token: Tensor, drafted: Tensor, joined: Tensor, sampled: bool, weigh
 
 def leading(transcript: Transcript, prior: Tensor, token: Tensor) -> int:
     """The most credible expert of those that have read all before the last ``token`` [batch]."""
-    weights = transcript.weights[:, 0, -1] if transcript.get_seq_length() else prior
-    foresaw = [-torch.inf if own is None else float(log_likelihood(own[:, -1], token)[0]) for own in transcript.pending]
-    known = torch.tensor(foresaw, device=weights.device)
-    return int((weights if known.isneginf().all() else weights + known).argmax())
+    if not transcript.get_seq_length():
+        return int(prior.argmax())
+    weights = transcript.weights[:, 0, -1].tolist()
+    foresaw = {e: float(own[0]) for e, own in enumerate(transcript.foresaw(token)) if own is not None}
+    return max(foresaw, key=lambda e: (weights[e] + foresaw[e], weights[e]))
 
 
 @dataclass
@@ -187,11 +187,9 @@ class Pace:
 
 def _text(composed: ComposedModel, tokens: Tensor, begin: int, mask: Tensor | None) -> Text:
     """What is to be read of a text from ``begin`` on; a ``mask`` tells of its beginning, and all the rest counts."""
-    new = tokens[:, begin:].to(composed.device)
-    if mask is None:
-        return Text(new, None, None, None, begin)
-    mask = F.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1).to(composed.device)
-    return Text(new, None, mask, (mask.cumsum(-1) - 1).clamp(min=0)[:, begin:], begin)
+    if mask is not None:
+        mask = F.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1).to(composed.device)
+    return Text.of(tokens.to(composed.device), mask, begin)
 
 
 def _checking(composed: ComposedModel) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from treering.composition.pools import log_likelihood
 from treering.composition.posterior import precise
 from treering.composition.rules import most_rows
 
@@ -42,6 +43,10 @@ class Transcript(DynamicLayer):
         """Keep what an expert said [batch, position, vocab] after the last tokens that it read."""
         last = logits[:, -REMEMBERED:].detach()
         self.pending[expert] = last if last.shape == logits.shape else last.clone()  # a view would keep all of them
+
+    def foresaw(self, tokens: Tensor) -> list[Tensor | None]:
+        """For each expert, the log-probability that it gave the next ``tokens`` [batch], where that is known."""
+        return [None if said is None else log_likelihood(said[:, -1], tokens) for said in self.pending]
 
     def append(self, input_ids: Tensor) -> None:
         """Add tokens [batch, position] that no expert has read yet."""
