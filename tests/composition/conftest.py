@@ -6,6 +6,7 @@ import json
 from collections import Counter
 
 import pytest
+import torch
 
 from treering import tokenizer as tokenizers
 from treering.composition import compose_directories
@@ -46,3 +47,70 @@ def counted():
         return said
 
     return distribution
+
+
+@pytest.fixture(scope="session")
+def law():
+    """``law(model, prompt, length, end, heard)``: the probability of every continuation, by the model's own logits.
+
+    ``heard`` makes of a text and the logits after it those that are sampled from; ``end`` ends a continuation.
+    """
+
+    def probabilities(model, prompt, length, end, heard=lambda text, logits: logits):
+        found = {}
+
+        def go_on(text, probability):
+            new = tuple(text[len(prompt) :])
+            if len(new) == length or (new and new[-1] == end):
+                found[new] = probability
+                return
+            with torch.no_grad():
+                after = heard(text, model(torch.tensor([text])).logits[0, -1].double()).softmax(-1)
+            for token, own in enumerate(after.tolist()):
+                go_on([*text, token], probability * own)
+
+        go_on(list(prompt), 1.0)
+        return found
+
+    return probabilities
+
+
+@pytest.fixture(scope="session")
+def pearson():
+    """``pearson(counts, expected)``: Pearson's χ² of counts against expected shares, and its 99.99% quantile.
+
+    Cells of which fewer than five are expected are one.
+    """
+
+    def statistic(counts, expected):
+        samples = sum(counts.values())
+        often = [cell for cell, share in expected.items() if share * samples >= 5]
+        cells = [(counts.get(cell, 0), expected[cell] * samples) for cell in often]
+        rest = samples - sum(count for count, _ in cells), samples - sum(mean for _, mean in cells)
+        cells += [rest] if len(often) < len(expected) else []
+        freedom = len(cells) - 1
+        # Wilson & Hilferty: (χ²/n)^⅓ is nearly normal.
+        limit = freedom * (1 - 2 / (9 * freedom) + 3.72 * (2 / (9 * freedom)) ** 0.5) ** 3
+        return sum((count - mean) ** 2 / mean for count, mean in cells), limit
+
+    return statistic
+
+
+class Told:
+    """A streamer that keeps what it is told."""
+
+    def __init__(self):
+        self.prompts, self.tokens, self.ends = [], [], 0
+
+    def put(self, value):
+        self.prompts += value.tolist() if value.dim() == 2 else []
+        self.tokens += value.tolist() if value.dim() == 1 else []
+
+    def end(self):
+        self.ends += 1
+
+
+@pytest.fixture
+def told():
+    """``told()``: a new streamer, with its ``prompts``, ``tokens`` and ``ends``."""
+    return Told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -33,67 +34,41 @@ def joined(rule, weights=(1.0, 2.0, 1.0)):
     return model
 
 
-def law(model, prompt, length):
-    """The probability of every continuation of so many tokens, or of fewer that end, by the composition's logits."""
-    found = {}
-
-    def go_on(text, probability):
-        new = tuple(text[len(prompt) :])
-        if len(new) == length or (new and new[-1] == END):
-            found[new] = probability
-            return
-        with torch.no_grad():
-            after = model(torch.tensor([text])).logits[0, -1].double().softmax(-1)
-        for token, own in enumerate(after.tolist()):
-            go_on([*text, token], probability * own)
-
-    go_on(list(prompt), 1.0)
-    return found
-
-
 @pytest.mark.parametrize(
     ("rule", "prompt"), [("evidence", [1, 3, 3, 0, 4]), ("evidence:switch=0.4", [1, 3, 3, 0, 4]), ("evidence", [1])]
 )
-def test_answers_are_drawn_as_often_as_the_composition_says(rule, prompt):
+def test_answers_are_drawn_as_often_as_the_composition_says(rule, prompt, law, pearson):
     model, samples, length = joined(rule), 800, 2
-    expected, alone = law(model, prompt, length), cache(model.expert)
+    expected, alone = law(model, prompt, length, END), cache(model.expert)
     assert sum(expected.values()) == pytest.approx(1)
     torch.manual_seed(0)
     drawn = [
         draw(model, torch.tensor([prompt]), length, alone=alone)[0, len(prompt) :].tolist() for _ in range(samples)
     ]
-    counts = dict.fromkeys(expected, 0)
-    for text in drawn:
-        counts[tuple(text)] += 1
-    often = [text for text, probability in expected.items() if probability * samples >= 5]
-    cells = [(counts[text], expected[text] * samples) for text in often]
-    rest = samples - sum(count for count, _ in cells), samples - sum(mean for _, mean in cells)
-    cells += [rest] if len(often) < len(expected) else []
-    statistic = sum((count - mean) ** 2 / mean for count, mean in cells)
-    freedom = len(cells) - 1
-    # Wilson & Hilferty: (χ²/n)^⅓ is nearly normal; the 99.99% quantile.
-    limit = freedom * (1 - 2 / (9 * freedom) + 3.72 * (2 / (9 * freedom)) ** 0.5) ** 3
+    counts = Counter(tuple(text) for text in drawn)
+    statistic, limit = pearson(counts, expected)
     assert statistic < limit
 
     def from_the_prior():
         """What would be drawn if the text so far did not count."""
-        experts = [law(model.expert(name), prompt, length) for name in "abc"]
+        experts = [law(model.expert(name), prompt, length, END) for name in "abc"]
         return {t: sum(w * e[t] for w, e in zip(model.prior.exp().tolist(), experts, strict=True)) for t in expected}
 
     if len(prompt) > 1 and rule == "evidence":  # the test tells wrong weights from right ones
         wrong = from_the_prior()
+        often = [text for text, probability in expected.items() if probability * samples >= 5]
         assert sum((counts[text] - wrong[text] * samples) ** 2 / (wrong[text] * samples) for text in often) > limit
 
 
-def test_whole_answers_multiply_out_to_the_mixture():
+def test_whole_answers_multiply_out_to_the_mixture(law):
     """The chain rule in the docstring, at every continuation."""
     model, prompt = joined("evidence"), [1, 3, 0, 4]
     with torch.no_grad():
         experts = [model.expert(name)(torch.tensor([prompt])).logits[0].double().log_softmax(-1) for name in "abc"]
     read = torch.stack([e[range(3), prompt[1:]].sum() for e in experts])
     weights = (model.prior.double() + read).softmax(0).tolist()
-    alone = [law(model.expert(name), prompt, 3) for name in "abc"]
-    for text, probability in law(model, prompt, 3).items():
+    alone = [law(model.expert(name), prompt, 3, END) for name in "abc"]
+    for text, probability in law(model, prompt, 3, END).items():
         mixed = sum(weight * own[text] for weight, own in zip(weights, alone, strict=True))
         assert probability == pytest.approx(mixed, rel=1e-4)
 
@@ -111,26 +86,15 @@ def test_an_expert_that_is_certain_writes_as_it_does_alone():
         assert torch.equal(draw(model, prompt, 20), expected)
 
 
-def test_with_switching_the_answer_streams_as_one_and_ends_where_it_should():
-    class Told:
-        def __init__(self):
-            self.prompts, self.tokens, self.ends = [], [], 0
-
-        def put(self, value):
-            self.prompts += [value] * (value.dim() == 2)
-            self.tokens += value.tolist() if value.dim() == 1 else []
-
-        def end(self):
-            self.ends += 1
-
+def test_with_switching_the_answer_streams_as_one_and_ends_where_it_should(told):
     model, prompt = joined("evidence:switch=0.5"), torch.tensor([[1, 3]])
     lengths = set()
     for seed in range(8):
         torch.manual_seed(seed)
-        told = Told()
-        text = draw(model, prompt, 12, told)[0].tolist()
-        assert [p.tolist() for p in told.prompts] == [[[1, 3]]]
-        assert (told.tokens, told.ends) == (text[2:], 1)
+        heard = told()
+        text = draw(model, prompt, 12, heard)[0].tolist()
+        assert heard.prompts == [[1, 3]]
+        assert (heard.tokens, heard.ends) == (text[2:], 1)
         new = text[2:]
         assert new.count(END) <= 1
         assert len(new) == 12 or new[-1] == END

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from functools import partial
 
@@ -101,52 +100,31 @@ def test_windows_that_let_go_of_a_text_take_tokens_back(rule):
     assert torch.equal(found, expected)
 
 
-def law(model, prompt, length, temperature, penalty):
-    """The probability of every continuation of so many tokens, or of fewer that end."""
-    found = {}
-
-    def go_on(text, probability):
-        new = tuple(text[len(prompt) :])
-        if len(new) == length or (new and new[-1] == END):
-            found[new] = probability
-            return
-        with torch.no_grad():
-            logits = model(torch.tensor([text])).logits[0, -1].double()
-        for token in set(text):
-            logits[token] = logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
-        for token, own in enumerate((logits / temperature).softmax(-1).tolist()):
-            go_on([*text, token], probability * own)
-
-    go_on(list(prompt), 1.0)
-    return found
+def cooled(text, logits, penalty=1.2, temperature=0.7):
+    """What is sampled from under a repetition penalty and a temperature."""
+    for token in set(text):
+        logits[token] = logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
+    return logits / temperature
 
 
 @pytest.mark.parametrize("rule", [RULES[1], RULES[2], "top_k:k=2,switch=0.1"])
-def test_what_it_samples_comes_as_often_as_the_composition_says(rule):
+def test_what_it_samples_comes_as_often_as_the_composition_says(rule, law, pearson):
     """Pearson's χ² of two tokens, of which any may be rejected; a draft alone, unchecked, fails by far."""
     model, prompt, samples = joined(rule), PROMPT[0, :5].tolist(), 500
-    expected = law(model, prompt, 2, temperature=0.7, penalty=1.2)
+    expected = law(model, prompt, 2, END, cooled)
     assert sum(expected.values()) == pytest.approx(1)
     options = {"do_sample": True, "top_k": 0, "temperature": 0.7, "repetition_penalty": 1.2, "max_new_tokens": 2}
     leader = "abc"[int(model.read(torch.tensor([prompt]))[1].likelihood.sum(-1)[:, 0].argmax())]
-    alone = law(model.expert(leader), prompt, 2, temperature=0.7, penalty=1.2)
+    alone = law(model.expert(leader), prompt, 2, END, cooled)
     torch.manual_seed(0)
     counts = Counter()
     for _ in range(samples):
         text = model.generate(torch.tensor([prompt]), custom_generate=speculative, **options)
         counts[tuple(text[0, len(prompt) :].tolist())] += 1
-    often = [text for text, probability in expected.items() if probability * samples >= 5]
-
-    def statistic(counts):
-        cells = [(counts[text], expected[text] * samples) for text in often]
-        rest = samples - sum(count for count, _ in cells), samples - sum(mean for _, mean in cells)
-        return sum((count - mean) ** 2 / mean for count, mean in [*cells, rest])
-
-    freedom = len(often)
-    # Wilson & Hilferty: (χ²/n)^⅓ is nearly normal; the 99.99% quantile.
-    limit = freedom * (1 - 2 / (9 * freedom) + 3.72 * (2 / (9 * freedom)) ** 0.5) ** 3
-    assert statistic(counts) < limit
-    assert statistic({text: alone[text] * samples for text in often}) > 2 * limit
+    statistic, limit = pearson(counts, expected)
+    assert statistic < limit
+    statistic, _ = pearson({text: share * samples for text, share in alone.items()}, expected)
+    assert statistic > 2 * limit
 
 
 @given(
@@ -246,31 +224,19 @@ def test_padding_before_a_text_changes_nothing():
     assert torch.equal(found[:, 4:], model.generate(PROMPT, **options))
 
 
-class Told:
-    def __init__(self):
-        self.prompts, self.tokens, self.ends = [], [], 0
-
-    def put(self, value):
-        self.prompts += value.tolist() if value.dim() == 2 else []
-        self.tokens += value.tolist() if value.dim() == 1 else []
-
-    def end(self):
-        self.ends += 1
-
-
 @pytest.mark.parametrize("sampled", [False, True])
-def test_a_text_streams_token_by_token_and_ends_where_it_should(sampled):
+def test_a_text_streams_token_by_token_and_ends_where_it_should(sampled, told):
     model, lengths = joined("evidence:switch=0.1"), set()
     for seed in range(12):
         torch.manual_seed(seed)
-        told, prompt = Told(), PROMPT[:, : 2 + seed % 7]
+        heard, prompt = told(), PROMPT[:, : 2 + seed % 7]
         options = {"do_sample": sampled, "max_new_tokens": 25}
         if sampled:
             options |= {"temperature": 1.5, "top_k": 0}
-        written = partial(speculative, streamer=told)
-        text = model.generate(prompt, custom_generate=written, streamer=told, **options)[0].tolist()
+        written = partial(speculative, streamer=heard)
+        text = model.generate(prompt, custom_generate=written, streamer=heard, **options)[0].tolist()
         new = text[prompt.shape[1] :]
-        assert (told.prompts, told.tokens, told.ends) == (prompt.tolist(), new, 1)
+        assert (heard.prompts, heard.tokens, heard.ends) == (prompt.tolist(), new, 1)
         assert END not in new[:-1]
         assert len(new) == 25 or new[-1] == END
         lengths.add(len(new))
@@ -282,7 +248,7 @@ def test_any_criterion_ends_a_text_at_its_first_token():
     options = {"do_sample": False, "min_new_tokens": 30, "max_new_tokens": 30}
     whole = model.generate(PROMPT, **options)[0].tolist()
     new = whole[PROMPT.shape[1] :]
-    pair = next(pair for pair in itertools.pairwise(new[9:]))
+    pair = tuple(new[9:11])
 
     def seen(ids, _scores, **_kwargs):
         return torch.tensor([tuple(ids[0, -2:].tolist()) == pair])
