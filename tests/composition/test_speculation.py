@@ -23,7 +23,7 @@ from transformers import (
 
 from treering.composition import compose, speculation, speculative
 from treering.composition.caches import crop, views
-from treering.composition.speculation import MOST, Pace, may_speculate, settled
+from treering.composition.speculation import MOST, Pace, blend, choice, handicap, may_speculate
 from treering.errors import TreeringError
 
 VOCABULARY, END = 12, 2
@@ -127,33 +127,53 @@ def test_what_it_samples_comes_as_often_as_the_composition_says(rule, law, pears
     assert statistic > 2 * limit
 
 
-@given(
-    st.lists(st.floats(0, 1), min_size=3, max_size=5).filter(lambda own: sum(own) > 0.01),
-    st.lists(st.floats(0.01, 1), min_size=5, max_size=5),
-    st.sampled_from([1, 0.5, 0.1]),
-)
-def test_one_token_is_settled_by_the_joined_distribution(joined, drafted, weight):
-    """Σ_d q_d · P(d becomes v) = p_v, each P by what `settled` does at every rank of its random number."""
-    p = torch.tensor(joined, dtype=torch.float64)
-    q = torch.tensor(drafted[: len(p)], dtype=torch.float64)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("options", [{"temperature": 1.4}, {"top_p": 0.8, "repetition_penalty": 1.3, "min_p": 0.01}])
+def test_a_seed_gives_the_text_that_the_composition_samples_by_it(rule, options):
+    model, texts = joined(rule), set()
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": 40, **options}
+    for seed in range(8):
+        torch.manual_seed(seed)
+        expected = model.generate(PROMPT, **options)
+        torch.manual_seed(seed)
+        found = model.generate(PROMPT, custom_generate=speculative, **options)
+        assert found.tolist() == expected.tolist()
+        texts.add(tuple(found[0].tolist()))
+    assert len(texts) > 6
+
+
+DISTRIBUTIONS = st.lists(st.floats(0.01, 1), min_size=4, max_size=4).map(lambda own: torch.tensor([own]).double())
+
+
+@given(st.integers(0, 2**31), st.lists(st.sampled_from([0, 0.01, 0.3, 1.0]), min_size=1, max_size=9).filter(any))
+def test_a_token_is_sampled_as_torch_samples_it(seed, weights):
+    probabilities = torch.tensor([weights])
+    probabilities /= probabilities.sum()
+    torch.manual_seed(seed)
+    expected, after = torch.multinomial(probabilities, 1), torch.rand(3)
+    torch.manual_seed(seed)
+    assert torch.equal(choice(probabilities.log(), handicap(probabilities)), expected)
+    assert torch.equal(torch.rand(3), after)
+
+
+@given(DISTRIBUTIONS, DISTRIBUTIONS, st.integers(0, 99))
+def test_leader_and_composition_choose_alike_as_often_as_their_distributions_allow(p, q, seed):
+    """P(alike) = Σ_v 1 / Σ_u max(p_u/p_v, q_u/q_v): of v's and all others' handicaps, which has to be least."""
+    p, q, samples = p / p.sum(), q / q.sum(), 20_000
+    ratios = torch.maximum(p / p.mT, q / q.mT)  # [v, u]
+    expected = float((1 / ratios.sum(-1)).sum())
+    torch.manual_seed(seed)
+    rows = handicap(p.expand(samples, -1))
+    found = float((choice(p.log(), rows) == choice(q.log(), rows)).double().mean())
+    assert abs(found - expected) <= 5 * max(0, expected * (1 - expected) / samples) ** 0.5 + 1e-3
+    apart = float((p - q).abs().sum() / 2)
+    assert (1 - apart) / (1 + apart) - 1e-9 <= expected <= 1 - apart + 1e-9
+
+
+@given(DISTRIBUTIONS, DISTRIBUTIONS, st.floats(0, 1))
+def test_less_weight_is_put_on_probabilities(p, q, weight):
     p, q = p / p.sum(), q / q.sum()
-    said, p = p.log(), weight * p + (1 - weight) * q
-    assert int(settled(torch.tensor(0), q.log(), said, False, weight)) in (p > p.max() - 1e-9).nonzero()
-    rest = (p - q).clamp(min=0)
-    found = torch.zeros_like(p)
-    for token in range(len(p)):
-        kept = float((p[token] / q[token]).clamp(max=1))
-        found[token] += q[token] * kept
-        if rest.any():
-            found += q[token] * (1 - kept) * rest / rest.sum()
-        for rank, expected in ((kept - 1e-6, True), (kept + 1e-6, False)):
-            if 0 <= rank < 1:
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(torch, "rand", lambda *_, rank=rank, **__: torch.tensor(rank, dtype=torch.float64))
-                    patch.setattr(torch, "multinomial", lambda weights, _: weights.argmax(-1, keepdim=True))
-                    came = int(settled(torch.tensor(token), q.log(), said, True, weight))
-                assert came == (token if expected or not rest.any() else int(rest.argmax()))
-    torch.testing.assert_close(found, p)
+    torch.testing.assert_close(blend(p.log() + 3, q.log() - 2, weight).exp(), weight * p + (1 - weight) * q)
 
 
 def test_with_no_weight_on_what_all_say_every_token_of_the_leader_is_kept(monkeypatch):

@@ -59,6 +59,7 @@ def test_a_composition_writes_the_same_with_and_without_a_leader(expert, tokeniz
     assert led
     sampled = [generate(joined, tokenizer, "To open", 20, seed=seed) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
+    assert generate(joined, tokenizer, "To open", 20, seed=1, speculate=False) == sampled[0]
     for written_otherwise in ({"beams": 2, "temperature": 0}, {"drawn": True}):
         led.clear()
         generate(joined, tokenizer, "To open", 5, **written_otherwise)

@@ -323,13 +323,14 @@ def test_the_most_credible_expert_leads_unless_an_answer_tells_of_each_token(
     model, led, learn = load_model(directory, rule="evidence:switch=0.01"), [], Pace.learn
     monkeypatch.setattr(Pace, "learn", lambda pace, *counts: (led.append(counts), learn(pace, *counts)))
     alone = generate(model, tokenizer, PROMPT, 12, temperature=0, speculate=False)
+    sampled = generate(model, tokenizer, PROMPT, 12, temperature=0.9, top_p=0.9, seed=3, speculate=False)
     asked = {"model": "joined", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+    seeded = {"temperature": 0.9, "top_p": 0.9, "seed": 3}
     with serving(Served("joined", model, tokenizer)) as client:
-        for way in ({}, {"n": 2}, {"logprobs": 1}):
+        for way in ({}, {"n": 2}, {"logprobs": 1}, seeded, seeded | {"logprobs": 1}):
             led.clear()
-            assert [choice.text for choice in client.completions.create(**asked, **way).choices] == [alone] * way.get(
-                "n", 1
-            )
+            answer = client.completions.create(**asked | way)
+            assert {choice.text for choice in answer.choices} == {sampled if "seed" in way else alone}
             assert bool(led) == ("logprobs" not in way)
         led.clear()
         assert joined_text(client.completions.create(**asked, stream=True)) == alone

@@ -1,9 +1,10 @@
 """Speculative decoding inside a composition: one expert leads by some tokens, the others check them in one pass.
 
 Most of the time the most credible expert says what the composition says. So it goes ahead by some tokens, and the
-others then read all of these at once, which takes a large model hardly longer than one token does. Each is kept or
-replaced in such a way that the text is one that the composition writes, at little more than the leader's own time. The
-leader reads no token twice: what it made of them is at hand when the others check.
+others then read all of these at once, which takes a large model hardly longer than one token does. Each is kept, or
+replaced by what the composition says, at little more than the leader's own time. Where tokens are sampled, both draw
+with the same random numbers, so that they mostly draw the same token, and the text is the composition's for that seed.
+The leader reads no token twice: what it made of them is at hand when the others check.
 """
 
 from __future__ import annotations
@@ -53,11 +54,15 @@ def speculative(
 ) -> Tensor:
     """Write on from one text, led by its most credible expert: ``model.generate(ids, custom_generate=speculative)``.
 
-    Where nothing is sampled, the tokens are those that ``generate`` writes without it (of two that are equally likely
-    up to rounding it may be the other one). Where something is, they are a sample of the same distribution:
-    temperature, top-p, penalties, biases and whatever else ``generate`` knows take hold of what the composition says,
-    as without it. Leviathan, Kalman & Matias 2023, *Fast inference from transformers via speculative decoding*,
-    algorithm 1, without the one token more where all are kept, for which the leader would have to read another.
+    The text is the one that ``generate`` writes without it, sampled or not, for the same seed (of two tokens that are
+    equally likely up to rounding it may be the other one): temperature, top-p, penalties, biases and whatever else
+    ``generate`` knows take hold of what the composition says. A token is sampled as ``torch.multinomial`` does it, by
+    an exponential race (`choice`), in which the leader and the composition have the same handicaps. Where their
+    distributions differ by δ in total variation they choose the same token with a probability of at least
+    (1 − δ) / (1 + δ), at most 1 − δ, which only a text that depends on the leader could reach (Daliri, Musco & Suresh
+    2024, *Coupling without communication and drafter-invariant speculative decoding*, arXiv 2408.07978; the drafts
+    themselves are those of Leviathan, Kalman & Matias 2023, without the one token more where all are kept, for which
+    the leader would have to read another).
 
     With ``assistant_ensemble_weight`` = w below 1 (of transformers' ``GenerationConfig``) the text is one of
     ``w·p + (1 − w)·q``, of the composition's distribution p and the leader's q at each token. Fewer tokens are
@@ -80,7 +85,6 @@ def speculative(
     # A parameter of its own for what `generate` prepares would make it take that as it was given, unprepared.
     cache, mask = given.get("past_key_values"), given.get("attention_mask")
     composed, cache = _require(model, input_ids, generation_config, cache)
-    sampled = bool(generation_config.do_sample)
     weight = getattr(generation_config, "assistant_ensemble_weight", None)
     parts = views(cache, *composed._configs(), composed.rule)
     text, pace, ended = input_ids, Pace(_checking(composed)), False
@@ -93,6 +97,7 @@ def speculative(
         transcript, readers = composed._readers(cache, composed.rule)
         composed.join(unread, readers, transcript, slice(unread.length - 1, None))
     cache.activate_past_recording()
+    handicaps = list[Tensor | None]()  # of tokens to come, as far as they were drafted before
     while not ended:
         begin = text.shape[1]
         transcript, readers = composed._readers(cache, composed.rule)
@@ -101,17 +106,20 @@ def speculative(
         lead, ahead, drafted = pace.lead, text, list[Tensor]()
         while len(drafted) < lead and not ended:
             final = leader.go_ahead(_text(composed, ahead, ahead.shape[1] - 1, mask))
-            drafted.append(logits_processor(ahead, leader.logits(final)[:, -1].to(text.device)))
-            ahead = torch.cat([ahead, choice(drafted[-1], sampled)], 1)
+            drafted.append(logits_processor(ahead, _scores(leader.logits(final)[:, -1], text)))
+            if len(handicaps) < len(drafted):
+                handicaps.append(handicap(drafted[-1]) if generation_config.do_sample else None)
+            ahead = torch.cat([ahead, choice(drafted[-1], handicaps[len(drafted) - 1])], 1)
             ended = bool(stopping_criteria(ahead, None).all())
         new = _text(composed, ahead[:, :-1], begin - 1, mask)
-        joined = composed.join(new, readers, transcript, slice(0, None)).logits.to(text.device)
+        joined = composed.join(new, readers, transcript, slice(0, None)).logits
         agreed = 0
         for own, said, token in zip(drafted, joined.unbind(1), ahead[0, begin:], strict=True):
-            came = settled(token, own[0], logits_processor(text, said)[0], sampled, 1 if weight is None else weight)
-            text = torch.cat([text, came.view(1, 1)], 1)
+            scores = logits_processor(text, _scores(said, text))
+            came = choice(scores if weight is None else blend(scores, own, weight), handicaps.pop(0))
+            text = torch.cat([text, came], 1)
             if streamer is not None:
-                streamer.put(came.view(1).cpu())
+                streamer.put(came[0].cpu())
             if came != token:
                 ended = bool(stopping_criteria(text, None).all())
                 break
@@ -123,28 +131,23 @@ def speculative(
     return text
 
 
-def choice(scores: Tensor, sampled: bool) -> Tensor:
-    """The next token [batch, 1] by scores [batch, vocab]: sampled, or the likeliest."""
-    return torch.multinomial(scores.softmax(-1), 1) if sampled else scores.argmax(-1, keepdim=True)
+def handicap(scores: Tensor) -> Tensor:
+    """Random numbers for one token, like scores [batch, vocab]: those that ``torch.multinomial`` would draw now."""
+    return torch.empty_like(scores).exponential_()
 
 
-def settled(token: Tensor, drafted: Tensor, joined: Tensor, sampled: bool, weight: float = 1) -> Tensor:
-    """The token that comes, []: the drafted one or another, as often as the joined scores say.
+def choice(scores: Tensor, handicap: Tensor | None) -> Tensor:
+    """The next token [batch, 1] by scores [batch, vocab]: the likeliest, or sampled by an exponential race.
 
-    Args:
-        token: that was drafted [], by scores ``drafted`` [vocab]; those of the composition are ``joined`` [vocab].
-        weight: of the composition's distribution; the rest is the leader's.
+    Of independent E_v ~ Exp(1), E_v / p_v is least for v with probability p_v. Whoever has nearly the same p mostly
+    chooses the same token by the same E.
     """
-    if not sampled and weight == 1:
-        return joined.argmax()
-    q, p = drafted.softmax(-1), joined.softmax(-1)
-    p = weight * p + (1 - weight) * q
-    if not sampled:
-        return p.argmax()
-    rest = (p - q).clamp(min=0)
-    if torch.rand((), device=p.device) * q[token] <= p[token] or not rest.any():
-        return token
-    return torch.multinomial(rest, 1)[0]
+    return (scores if handicap is None else scores.softmax(-1) / handicap).argmax(-1, keepdim=True)
+
+
+def blend(joined: Tensor, drafted: Tensor, weight: float) -> Tensor:
+    """Scores of ``weight`` · p + (1 − ``weight``) · q, of the distributions by scores ``joined`` and ``drafted``."""
+    return torch.lerp(drafted.softmax(-1), joined.softmax(-1), weight).log()
 
 
 def leading(transcript: Transcript, prior: Tensor, token: Tensor) -> int:
@@ -183,6 +186,11 @@ class Pace:
         """Take note of a draft; what came after the first token that was not kept says nothing."""
         self.kept = FADING * self.kept + kept
         self.tried = FADING * self.tried + min(kept + 1, drafted)
+
+
+def _scores(logits: Tensor, text: Tensor) -> Tensor:
+    """Logits as ``generate`` hands them to processors: beside the text, in float32."""
+    return logits.to(text.device, torch.float32)
 
 
 def _text(composed: ComposedModel, tokens: Tensor, begin: int, mask: Tensor | None) -> Text:

@@ -85,8 +85,8 @@ def generate(
             ``beams``.
         top_p: of the sampling, 0.95 if not given.
         drawn: draw an expert for the whole answer, see ``treering.composition.draw``; with temperature and top-p 1.
-        speculate: let a composition's most credible expert lead where that is possible: the same distribution at less
-            cost, see ``treering.composition.speculative``.
+        speculate: let a composition's most credible expert lead where that is possible: the same text at less cost,
+            see ``treering.composition.speculative``.
 
     Raises:
         TreeringError: the text does not fit (see `prompt_ids`), or what is asked for does not go together (see

@@ -54,9 +54,8 @@ def serve(
         drawn: answer by one expert, drawn for the whole answer, whoever asks for plain sampling (temperature and top-p
             1, no bias, no penalty): the same distribution at less cost, see ``treering.composition.draw``. Other
             requests are answered by all experts.
-        speculates: let a composition's most credible expert lead: the same distribution at less cost, see
-            ``treering.composition.speculative``. Where an answer tells what was said of each token, or a sample has a
-            seed, nobody leads.
+        speculates: let a composition's most credible expert lead: the same text at less cost, see
+            ``treering.composition.speculative``. Where an answer tells what was said of each token, nobody leads.
 
     Raises:
         TreeringError: optional packages are missing, the address cannot be listened on, or not without a key, there is

@@ -86,9 +86,9 @@ class Writing:
 
     @property
     def _is_led(self) -> bool:
-        """Whether the most credible expert leads; a seed gives the same text whether what was said is told or not."""
-        seeded = self._asked.parameters.seed is not None and self._asked.parameters.temperature > 0
-        return self._served.speculates and not seeded and may_speculate(self._asked.model)
+        """Whether the most credible expert leads: nobody does where what all say of each token is told."""
+        tells = self._asked.alternatives is not None
+        return self._served.speculates and not tells and may_speculate(self._asked.model)
 
     def _told_from(self, prompt: Prompt) -> int:
         """The first of a prompt's tokens of which the answer tells what the model said; their number if of none."""
@@ -166,7 +166,7 @@ class Writing:
                     voices, tells = bool(self._asked.voices), self._asked.alternatives is not None
                     writer: Any = heard_by(text.hear, model, voices) if tells else model
                     read: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
-                    if self._is_led and not tells:
+                    if self._is_led:
                         read["custom_generate"] = partial(speculative, streamer=text)
                     mask = torch.ones_like(ids)
                     writer.generate(ids, attention_mask=mask, generation_config=config, streamer=text, **read)
