@@ -12,18 +12,14 @@ first member alone and by the two joined; held-out pages are read at the end. Ru
 from __future__ import annotations
 
 import argparse
-import types
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, set_seed
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from treering import substrate as substrates
 from treering.backbone import dock, gpt_neox
@@ -34,9 +30,9 @@ from treering.evaluation.forgetting import composition_losses
 from treering.evaluation.owned_texts import Apart, Cell, OwnedTexts
 from treering.evaluation.search import best_rate
 from treering.tokenizer import load as load_tokenizer
-from treering.training import Training, run, train
+from treering.training import Training, train
 from treering.training.expert import Backbone, stand_on
-from treering.training.loss import fused_loss
+from treering.training.loss import Lesson
 from treering.training.run import scale_residual_outputs
 
 RULES = ("evidence:switch=0.01", "evidence:switch=0.01,together=0.01")
@@ -93,9 +89,8 @@ class Members:
                 seed=seed,
             )
             corpus = Corpus.load(self.texts.corpus(self.options.kind, self.cell, owner))
-            teacher = self.member(1, way, rate, seed) if taught else None
-            with taught_by(teacher, taught):
-                train(model, self.tokenizer, corpus, place, settings, {"name": name}, CONSOLE)
+            lesson = Lesson(self.member(1, way, rate, seed), taught) if taught else None
+            train(model, self.tokenizer, corpus, place, settings, {"name": name}, CONSOLE, lesson)
         return load_model(place)
 
     def losses(self, way: Way, rate: float, seed: int, texts: Sequence[str]) -> dict[str, Any]:
@@ -112,40 +107,6 @@ class Members:
             lambda rate: self.losses(way, rate, seed, calibration)[what].bits_per_byte,
             CONSOLE,
         )
-
-
-@contextmanager
-def taught_by(teacher: PreTrainedModel | None, share: float) -> Iterator[None]:
-    """Let what trains inside learn from a teacher's distribution beside the text: cross-entropy to both."""
-    if teacher is None:
-        yield
-        return
-    teacher.eval()
-
-    def forward(
-        self: PreTrainedModel, input_ids: Tensor, labels: Tensor, num_items_in_batch: Any = None, **_: Any
-    ) -> CausalLMOutputWithPast:
-        log = type(self).forward(self, input_ids=input_ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-        loss = -log.gather(-1, input_ids[:, 1:, None])[..., 0]
-        if self.training:
-            with torch.no_grad():
-                taught = teacher(input_ids=input_ids, use_cache=False).logits[:, :-1].float().softmax(-1)
-            loss = (1 - share) * loss - share * (taught * log).sum(-1)
-        return CausalLMOutputWithPast(loss=loss.sum() / (num_items_in_batch or loss.numel()))
-
-    @contextmanager
-    def replaced(model: PreTrainedModel) -> Iterator[None]:
-        model.forward = types.MethodType(forward, model)
-        try:
-            yield
-        finally:
-            del model.forward
-
-    run.fused_loss = replaced
-    try:
-        yield
-    finally:
-        run.fused_loss = fused_loss
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -145,3 +147,85 @@ def test_a_start_must_be_an_expert_of_this_substrate_and_backbone(common, recipe
     del model.config.treering
     model.save_pretrained(tmp_path / "stranger")
     assert "stands on no substrate" in told(start=str(tmp_path / "stranger"))
+
+
+@pytest.fixture
+def taught(recipe, tmp_path):
+    """A recipe of an expert that a composition teaches which takes each token for its neighbour."""
+    quietly(recipe)
+    model = load_model(tmp_path / "expert")
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight.copy_(head.weight.roll(1, 0))
+    joined = compose({"a": model, "b": model})
+    joined.save_pretrained(tmp_path / "joined")
+    for file in (tmp_path / "expert").glob("tokenizer*"):
+        (tmp_path / "joined" / file.name).write_bytes(file.read_bytes())
+    changes = {"teacher": str(tmp_path / "joined"), "teacher_share": 0.75, "output": str(tmp_path / "pupil")}
+    return recipe.model_copy(update=changes)
+
+
+def test_a_pupil_comes_nearer_to_its_teacher_and_says_who_taught_it(taught, tokenizer, tmp_path):
+    quietly(taught)
+    ids = tokenizer("7 слово " * 9, return_tensors="pt").input_ids
+    said = {name: load_model(tmp_path / name)(ids).logits.detach() for name in ("joined", "expert", "pupil")}
+    target = said["joined"].softmax(-1)
+    apart = {name: float(F.kl_div(own.log_softmax(-1), target, reduction="sum")) for name, own in said.items()}
+    assert apart["pupil"] < 0.7 * apart["expert"]
+    record = json.loads((tmp_path / "pupil" / "training.json").read_text())
+    assert {name: record["origin"]["teacher"][name] for name in ("name", "share")} == {"name": "joined", "share": 0.75}
+    assert str(tmp_path) not in json.dumps(record)
+    told = (tmp_path / "pupil" / "README.md").read_text()
+    assert "what `joined` says of this text (75% of the loss)" in told
+    assert set(load_file(tmp_path / "pupil" / "model.safetensors")) == set(
+        load_file(tmp_path / "expert" / "model.safetensors")
+    )
+    again = Console(file=io.StringIO())
+    train_expert(taught, again)
+    assert "complete, nothing to do" in again.file.getvalue()
+
+
+def test_a_stopped_pupil_goes_on_with_the_same_teacher_only(taught, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module, "export", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        quietly(taught)
+    for other in ({"teacher_share": 0.5}, {"teacher": str(tmp_path / "expert")}, {"teacher": None}):
+        with pytest.raises(TreeringError, match="unfinished run of another recipe"):
+            quietly(taught.model_copy(update={"teacher_share": None} | other))
+    quietly(taught)
+
+
+def test_a_pupil_that_was_interrupted_learns_the_same(taught, tmp_path, monkeypatch, kill_at):
+    training = taught.training.model_copy(update={"checkpoint_steps": 2})
+    taught = taught.model_copy(update={"training": training})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        kill_at(patch, 3)
+        quietly(taught)
+    quietly(taught)
+    quietly(taught.model_copy(update={"output": str(tmp_path / "whole")}))
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("pupil", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_a_teacher_must_read_what_its_pupil_reads(taught, recipe, tmp_path, tokenizer):
+    def told(**changes):
+        with pytest.raises(TreeringError) as error:
+            quietly(taught.model_copy(update=changes))
+        return str(error.value)
+
+    assert "There is no directory" in told(teacher=str(tmp_path / "nothing"))
+    model = load_model(tmp_path / "expert")
+    model.config.max_position_embeddings = 32
+    model.save_pretrained(tmp_path / "short")
+    for file in (tmp_path / "expert").glob("tokenizer*"):
+        (tmp_path / "short" / file.name).write_bytes(file.read_bytes())
+    assert "reads at most 32 tokens at once, and the corpus is packed in blocks of 64" in told(
+        teacher=str(tmp_path / "short")
+    )
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(tmp_path / "short")
+    del model.config.treering
+    model.save_pretrained(tmp_path / "short")
+    assert "another tokenizer than the substrate" in told(teacher=str(tmp_path / "short"))
+    with pytest.raises(ValidationError, match="no teacher"):
+        ExpertRecipe.model_validate(recipe.model_dump() | {"teacher_share": 0.5})

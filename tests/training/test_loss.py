@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from treering.backbone import PRESETS, gpt_neox
 from treering.training import loss
-from treering.training.loss import IGNORED, collate, fused_loss, next_token_loss
+from treering.training.loss import IGNORED, Lesson, collate, fused_loss, next_token_loss, taught
 
 
 def test_equals_cross_entropy_of_the_logits_and_its_gradients():
@@ -56,6 +56,41 @@ def test_fused_forward_is_the_models_own_loss_and_is_given_back():
         torch.testing.assert_close(model(**batch, num_items_in_batch=10).loss, reference * 96 / 10)
     assert model(**batch).logits.shape == (3, 33, 1024)
     assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize("at_once", [1024 * 33, 2**23])
+def test_a_lesson_is_cross_entropy_to_text_and_teacher_and_counts_only_in_training(monkeypatch, share, at_once):
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    model, teacher = (AutoModelForCausalLM.from_config(gpt_neox(PRESETS["tiny"])) for _ in range(2))
+    batch = collate([{"input_ids": torch.randint(0, 1024, (33,))} for _ in range(5)])
+    batch["labels"][1, 7:] = IGNORED
+    kept, ids = batch["labels"][:, 1:] != IGNORED, batch["input_ids"]
+    with torch.no_grad():
+        said = teacher.eval()(input_ids=ids).logits[:, :-1].softmax(-1)
+    own = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
+    of_text = -own.gather(-1, ids[:, 1:, None])[..., 0][kept].mean()
+    of_teacher = -(said * own).sum(-1)[kept].mean()
+    expected = (1 - share) * of_text + share * of_teacher
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(expected, parameters, retain_graph=True)
+    with fused_loss(model, Lesson(teacher, share)):
+        found = model.train()(**batch).loss
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found, parameters), gradients, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(model.eval()(**batch).loss, of_text)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_targets_are_distributions_whatever_the_teachers_vocabulary():
+    torch.manual_seed(0)
+    teacher = AutoModelForCausalLM.from_config(gpt_neox(PRESETS["tiny"])).eval()
+    ids = torch.randint(0, 900, (3, 9))
+    labels = ids[:, 1:].clone()
+    labels[2] = IGNORED
+    sums = taught(ids, labels, Lesson(teacher, 0.3), 900).sum(-1).view(3, 8)
+    torch.testing.assert_close(sums, torch.tensor([1.0, 1.0, 0.0])[:, None].expand(3, 8))
 
 
 def test_forward_is_given_back_after_an_error():

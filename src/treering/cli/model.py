@@ -135,6 +135,7 @@ def _lines(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "substrate": known.get("substrate"),
         "grown on": base and f"the lowest {base['blocks']} blocks of {base['base']}",
         "went on from": origin.get("start"),
+        "taught by": (origin.get("teacher") or {}).get("name"),
         "mean of": ", ".join(f"{one['name']} ({one['share']:.1%})" for one in origin.get("average", [])),
         "trained on": (f"{sources}: {read:,} tokens" if sources and read else sources),
         "licence": known.get("licence"),

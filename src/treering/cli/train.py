@@ -19,6 +19,10 @@ def train(
     start: Annotated[
         str | None, typer.Option(help="expert on the same substrate to go on from: a directory, or hub:NAME")
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="model or composition of the same tokenizer to learn from, too: a directory, or hub:NAME"),
+    ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="replaces the recipe's output")] = None,
     set_: arguments.SetOfRun = None,
 ) -> None:
@@ -33,7 +37,10 @@ def train(
 
     console = progress()
     chosen = load_recipe(
-        recipe, ExpertRecipe, {"substrate": substrate, "data": data, "start": start, "output": output}, set_ or ()
+        recipe,
+        ExpertRecipe,
+        {"substrate": substrate, "data": data, "start": start, "teacher": teacher, "output": output},
+        set_ or (),
     )
     console.print(f"training {chosen.output} on {chosen.data}")
     result = train_expert(chosen, console)

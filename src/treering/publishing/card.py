@@ -323,6 +323,10 @@ def _made(kind: str, config: Mapping[str, Any], training: Mapping[str, Any]) -> 
         )
     if isinstance(start := origin.get("start"), str):
         made.append(f"It went on from `{printable(start)}`, whose own record says what that had read.")
+    if teacher := _within(origin, "teacher"):
+        share, name = teacher.get("share"), printable(str(teacher.get("name")))
+        part = f" ({share:.0%} of the loss)" if isinstance(share, int | float) else ""
+        made.append(f"It also learnt what `{name}` says of this text{part}, and so something of what that had read.")
     if tokens := _count(measured.get("tokens")):
         made.append(
             f"{tokens:,} tokens read, learning rate {settings.get('learning_rate')}, schedule "

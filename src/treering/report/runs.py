@@ -146,6 +146,7 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("steps", f"{measured['steps']:,}; the weights are those of step {measured['kept_step']:,}"),
         *told,
         *((name, f"{origin[name]}") for name in ("model", "start", "corpus", "substrate") if origin.get(name)),
+        *([("taught by", f"{teacher['name']}, {teacher['share']:.0%}")] if (teacher := origin.get("teacher")) else []),
     ]
 
 

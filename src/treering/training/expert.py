@@ -11,21 +11,25 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from rich.console import Console
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from treering import corpus as corpora
 from treering import substrate as substrates
-from treering.backbone import Preset, dock, embedding, gpt_neox, grown_on, preset, standing
+from treering.backbone import Preset, context_length, dock, embedding, gpt_neox, grown_on, preset, standing
 from treering.errors import TreeringError
 from treering.location import name_of
 from treering.recipe import Schema
+from treering.tokenizer import identity
 from treering.tokenizer import load as load_tokenizer
 from treering.training.length import chosen_length, too_few
+from treering.training.loss import Lesson
 from treering.training.run import TrainingResult, scale_residual_outputs, train, weights_digest
 from treering.training.settings import BlockCount, ExpertTraining, Training
 
+SHARE = 0.5
+"""Of a teacher in the loss, where none is given: the best of 0.25, 0.5, 0.75 and 0.9 (docs/joining.md)."""
 SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 """Of a configuration, what a recipe's backbone says."""
 
@@ -52,8 +56,16 @@ class ExpertRecipe(Schema):
     data: str = Field(description="directory of the prepared corpus")
     output: str = Field(description="directory of the finished expert")
     start: str | None = Field(None, description="expert on the same substrate to go on from: a directory, or hub:NAME")
+    teacher: str | None = Field(None, description="model or composition of the same tokenizer to learn from, too")
+    teacher_share: float | None = Field(None, gt=0, le=1, description=f"of the teacher in the loss; {SHARE}")
     backbone: Backbone = Backbone()
     training: ExpertTraining = ExpertTraining()
+
+    @model_validator(mode="after")
+    def _of_somebody(self) -> ExpertRecipe:
+        if self.teacher is None and self.teacher_share is not None:
+            raise ValueError("teacher_share is given, and no teacher")
+        return self
 
     @field_validator("training", mode="before")
     @classmethod
@@ -67,7 +79,8 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
     corpus, and leave a plain checkpoint in its output.
 
     Raises:
-        TreeringError: the start is no expert on this substrate, or has another backbone than the recipe says; see also
+        TreeringError: the start is no expert on this substrate, or has another backbone than the recipe says; the
+            teacher has another tokenizer, or a shorter context than the corpus' blocks; see also
             ``treering.backbone.dock``, ``treering.composition.load_model`` and ``treering.training.train``.
     """
     substrates.require_substrate(recipe.substrate)
@@ -79,11 +92,16 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
         model = dock(gpt_neox(stand_on(substrate, recipe.backbone.shape())), substrate, tokenizer)
         if recipe.training.residual_init:
             scale_residual_outputs(model)
-        began = {}
+        began = dict[str, Any]()
     else:
         model = _started(recipe, recipe.start, substrate)
         # A directory may hold another model by the time a run goes on.
         began = {"start": name_of(recipe.start), "weights": weights_digest(model)}
+    lesson = None
+    if recipe.teacher is not None:
+        lesson = Lesson(_teacher(recipe.teacher, tokenizer, corpus), recipe.teacher_share or SHARE)
+        known = {"name": name_of(recipe.teacher), "weights": weights_digest(lesson.teacher), "share": lesson.share}
+        began |= {"teacher": known}
     origin: dict[str, Any] = {
         "substrate": substrate.fingerprint,
         "corpus": corpus.fingerprint,
@@ -93,7 +111,7 @@ def train_expert(recipe: ExpertRecipe, console: Console | None = None) -> Traini
         **began,
     }
     settings = Training.model_validate(recipe.training.model_dump() | _length(recipe, model, corpus, console))
-    return train(model, tokenizer, corpus, os.fspath(recipe.output), settings, origin, console)
+    return train(model, tokenizer, corpus, os.fspath(recipe.output), settings, origin, console, lesson)
 
 
 def _started(recipe: ExpertRecipe, place: str, substrate: substrates.Substrate) -> PreTrainedModel:
@@ -134,6 +152,32 @@ def _started(recipe: ExpertRecipe, place: str, substrate: substrates.Substrate) 
         model.config.treering_trunk = None  # no block stays what it shared
     model.config._name_or_path = ""  # what is recorded of it may be published
     return model.train()
+
+
+def _teacher(place: str, tokenizer: PreTrainedTokenizerFast, corpus: corpora.Corpus) -> PreTrainedModel:
+    """The model in ``place``, to learn from what it says of the corpus.
+
+    Raises:
+        TreeringError: see `train_expert`.
+    """
+    from treering.composition import load_model
+    from treering.composition.vocabulary import require_covered, tokenizer_of
+
+    teacher = load_model(place)
+    own, asked = identity(tokenizer_of(place, teacher)), identity(tokenizer)
+    if own != asked:
+        raise TreeringError(
+            f"The teacher {place} has another tokenizer than the substrate ({own}, not {asked}), so what it says is of "
+            "other tokens. Give a teacher of the same tokenizer."
+        )
+    require_covered(teacher.config, tokenizer)
+    context, block = context_length(teacher.config), corpus.manifest.block_size
+    if context < block:
+        raise TreeringError(
+            f"The teacher {place} reads at most {context} tokens at once, and the corpus is packed in blocks of "
+            f"{block}. Prepare the corpus with a --block-size of at most that, or give another teacher."
+        )
+    return teacher.requires_grad_(False).eval()
 
 
 def _length(

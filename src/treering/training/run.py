@@ -29,7 +29,7 @@ from treering.training.announcing import Announcement
 from treering.training.checkpoints import AtomicTrainer
 from treering.training.divergence import Diverged, explain
 from treering.training.length import lowest, too_far
-from treering.training.loss import collate, fused_loss
+from treering.training.loss import Lesson, collate, fused_loss
 from treering.training.order import Reading, Text, batch_shape, blocks_per_step, reading_order
 from treering.training.processes import decided, in_any, on_cpu, processes, sole_writer
 from treering.training.progress import Clock, Display, EvaluateAtEnd, Interruption, Plateau
@@ -73,6 +73,7 @@ def train(
     settings: Training,
     origin: dict[str, Any] | None = None,
     console: Console | None = None,
+    lesson: Lesson | None = None,
 ) -> TrainingResult:
     """Train the parameters of ``model`` that require gradients on the packed blocks of ``corpus``.
 
@@ -83,6 +84,7 @@ def train(
 
     Args:
         origin: what the run was made from; two runs with another origin or other settings never share checkpoints.
+        lesson: what it learns beside the corpus; ``origin`` is to name it.
 
     Raises:
         TreeringError: the output exists or another process writes it, an unfinished run of another recipe stands in the
@@ -106,7 +108,7 @@ def train(
         order = reading_order(len(corpus.train), settings.seed, 0, _blocks_to_read(settings, corpus))
         text = Text(Reading(corpus.train, order), validation, bytes_per_token, block_size, tokenizer)
         frozen = frozen_digests(model)
-        result, _ = optimise(model, text, unfinished, Part(output), settings, origin, console)
+        result, _ = optimise(model, text, unfinished, Part(output), settings, origin, console, lesson=lesson)
         require_unchanged(frozen, model)
         if processes().is_main_process:
             with explain_full_disk(output.parent):
@@ -160,6 +162,7 @@ def optimise(
     console: Console | None = None,
     moments: Moments | None = None,
     turns: ByTurns | None = None,
+    lesson: Lesson | None = None,
 ) -> tuple[TrainingResult, Moments]:
     """The run alone: train ``model`` in place, with checkpoints in ``unfinished``, which stays, and export nothing.
 
@@ -168,6 +171,7 @@ def optimise(
         part: what the run is, where others are told of it.
         moments: where the optimiser begins with parameters that have trained before.
         turns: of parameters that do not train all the time.
+        lesson: what it learns beside the text.
 
     Returns:
         What was measured, and the optimiser's state at the end, which is not that of weights kept from before it.
@@ -194,7 +198,9 @@ def optimise(
         callbacks.append(Plateau(settings.patience))
     if turns:
         callbacks.append(turns)
-    with fused_loss(model), explain_full_disk(unfinished.parent), interruption, display:
+    if lesson:
+        nn.Module.to(lesson.teacher, arguments.device)
+    with fused_loss(model, lesson), explain_full_disk(unfinished.parent), interruption, display:
         trainer = AtomicTrainer(
             model=model,
             args=arguments,
