@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import io
 import json
 
@@ -222,8 +223,9 @@ def test_a_teacher_must_read_what_its_pupil_reads(taught, recipe, tmp_path, toke
     assert "reads at most 32 tokens at once, and the corpus is packed in blocks of 64" in told(
         teacher=str(tmp_path / "short")
     )
-    tokenizer.add_tokens(["another"])
-    tokenizer.save_pretrained(tmp_path / "short")
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["another"])
+    other.save_pretrained(tmp_path / "short")
     del model.config.treering
     model.save_pretrained(tmp_path / "short")
     assert "another tokenizer than the substrate" in told(teacher=str(tmp_path / "short"))
