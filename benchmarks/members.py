@@ -5,14 +5,16 @@
 Two of several owners of one kind of text, who share topics and no page, train a member each: for more or fewer passes,
 with more or less weight decay and dropout (Kim et al. 2509.14786 train an ensemble's members past what is best for one
 alone), or the second is taught by the first, too: on its own pages it learns from the page and from what the first
-would say (distillation; a model is shared, no text). Rates by the same search for every row, on pages set apart, by the
-first member alone and by the two joined; held-out pages are read at the end. Run it again to go on.
+would say (distillation; a model is shared, no text), and then the first begins anew, taught by the second. Beside them
+one model that has both owners' pages. Rates by the same search for every row, on pages set apart, by the first member
+alone and by the two joined; held-out pages are read at the end. Run it again to go on.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +26,8 @@ from transformers import PreTrainedModel, set_seed
 from treering import substrate as substrates
 from treering.backbone import dock, gpt_neox
 from treering.composition import compose, load_model
-from treering.corpus import Corpus, Source
-from treering.evaluation.bits import paired_change
+from treering.corpus import Corpus, Source, prepare
+from treering.evaluation.bits import DocumentLosses, document_losses, paired_change
 from treering.evaluation.forgetting import composition_losses
 from treering.evaluation.owned_texts import Apart, Cell, OwnedTexts
 from treering.evaluation.search import best_rate
@@ -41,16 +43,22 @@ CONSOLE = Console(width=160)
 
 
 class Way(NamedTuple):
-    """How members of a row are trained; ``taught`` is the share of the teacher in the second one's loss."""
+    """How members of a row are trained.
+
+    Attributes:
+        taught: the share of the teacher in the second one's loss.
+        again: the first learns anew, taught by the second.
+    """
 
     epochs: float
-    decay: float
-    dropout: float
-    taught: float
+    decay: float = 0.1
+    dropout: float = 0.0
+    taught: float = 0.0
+    again: bool = False
 
     def __str__(self) -> str:
         told = f"{self.epochs:g} passes, decay {self.decay:g}, dropout {self.dropout:g}"
-        return f"{told}, taught {self.taught:g}" if self.taught else told
+        return f"{told}, taught {self.taught:g}" + " in turn" * self.again if self.taught else told
 
 
 class Members:
@@ -68,8 +76,8 @@ class Members:
         self.cell = Cell(options.owners, 1.0)
 
     def member(self, owner: int, way: Way, rate: float, seed: int) -> PreTrainedModel:
-        """An owner's model, from 1; the second is taught by the first where the way says so."""
-        taught = way.taught if owner == 2 else 0.0
+        """An owner's model, from 1, or both owners' pages', 0; taught by the other where the way says so."""
+        taught = way.taught if owner == 2 or (owner == 1 and way.again) else 0.0
         alone = way._replace(taught=taught)
         name = f"{owner}-{alone.epochs:g}-{alone.decay:g}-{alone.dropout:g}-{alone.taught:g}-{rate:g}-{seed}"
         place = self.output / "runs" / name
@@ -88,10 +96,29 @@ class Members:
                 keep="last",
                 seed=seed,
             )
-            corpus = Corpus.load(self.texts.corpus(self.options.kind, self.cell, owner))
-            lesson = Lesson(self.member(1, way, rate, seed), taught) if taught else None
+            corpus = Corpus.load(self.pooled() if not owner else self.texts.corpus(self.options.kind, self.cell, owner))
+            teacher = (2, way) if owner == 1 else (1, way._replace(again=False))
+            lesson = Lesson(self.member(*teacher, rate, seed), taught) if taught else None
             train(model, self.tokenizer, corpus, place, settings, {"name": name}, CONSOLE, lesson)
         return load_model(place)
+
+    def pooled(self) -> Path:
+        """A corpus of both owners' pages."""
+        place, lines = self.output / "corpora" / "both", self.output / "texts" / "both.jsonl"
+        if not place.exists():
+            owned = [self.texts.corpus(self.options.kind, self.cell, owner) for owner in (1, 2)]
+            read = [(self.output / "texts" / self.cell.name / f"{own.name}.jsonl").read_text() for own in owned]
+            lines.write_text("".join(dict.fromkeys("".join(read).splitlines(keepends=True))))
+            source, apart = Source(path=f"{lines}", name=self.options.kind), self.texts.apart
+            prepare(
+                [source],
+                self.tokenizer,
+                place,
+                block_size=self.shape.context,
+                validation=apart.validation,
+                calibration=apart.calibration,
+            )
+        return place
 
     def losses(self, way: Way, rate: float, seed: int, texts: Sequence[str]) -> dict[str, Any]:
         """Of both members, named by their owners, and of the rules that join them."""
@@ -121,22 +148,35 @@ def main() -> None:
     parser.add_argument("--decays", type=float, nargs="+", default=[1.0])
     parser.add_argument("--dropouts", type=float, nargs="+", default=[0.1])
     parser.add_argument("--taught", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--pooled", type=float, nargs="*", default=[], help="passes of one model over both's pages")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 6e-3])
     parser.add_argument("--documents", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
     members = Members(options)
-    ways = [Way(epochs, 0.1, 0.0, 0.0) for epochs in options.epochs]
+    ways = [Way(epochs) for epochs in options.epochs]
     for epochs in options.past:
-        ways += [Way(epochs, decay, 0.0, 0.0) for decay in options.decays]
-        ways += [Way(epochs, 0.1, dropout, 0.0) for dropout in options.dropouts]
-    ways += [Way(options.epochs[-2 if len(options.epochs) > 1 else 0], 0.1, 0.0, share) for share in options.taught]
+        ways += [Way(epochs, decay) for decay in options.decays]
+        ways += [Way(epochs, dropout=dropout) for dropout in options.dropouts]
+    first = options.epochs[-2 if len(options.epochs) > 1 else 0]
+    ways += [Way(first, taught=share, again=again) for share in options.taught for again in (False, True)]
     chosen = {}
     for way in ways:
         for what in ("owner-2" if way.taught else "owner-1", TOGETHER):
             chosen[way, what] = members.rate(way, what)
 
-    held_out = members.texts.held_out[options.kind]
+    apart, held_out = members.texts.calibration(options.kind), members.texts.held_out[options.kind]
+
+    def of_both(way: Way, rate: float, seed: int, texts: Sequence[str]) -> DocumentLosses:
+        return document_losses(members.member(0, way, rate, seed), members.tokenizer, texts)
+
+    def reached(way: Way, rate: float) -> float:
+        return of_both(way, rate, options.seeds[0], apart).bits_per_byte
+
+    pooled = {
+        way: best_rate(f"both's pages, {way}", options.rates, partial(reached, way), CONSOLE)
+        for way in map(Way, options.pooled)
+    }
     for seed in options.seeds:
         table = Table(f"seed {seed}", "rate for", "rate", "member 1", "member 2", *RULES, "gain", box=None)
         for (way, what), rate in chosen.items():
@@ -146,6 +186,12 @@ def main() -> None:
             bits = [f"{found[name].bits_per_byte:.3f}" for name in ("owner-1", "owner-2", *RULES)]
             told = f"{gain.change:+.1%} ({gain.low:+.1%} … {gain.high:+.1%})"
             table.add_row(str(way), "joined" if what == TOGETHER else "one", f"{rate:g}", *bits, told)
+            for one, own in pooled.items():
+                against = paired_change(found[TOGETHER], of_both(one, own, seed, held_out))
+                told = f"{against.change:+.1%} ({against.low:+.1%} … {against.high:+.1%})"
+                table.add_row(
+                    f"  against one on both's pages, {one.epochs:g} passes", "", f"{own:g}", "", "", "", "", told
+                )
         CONSOLE.print(table)
 
 
