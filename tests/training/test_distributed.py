@@ -24,6 +24,7 @@ from treering.substrate import load
 from treering.tokenizer import load as load_tokenizer
 from treering.training import Training, train
 from treering.training.checkpoints import AtomicTrainer
+from treering.training.loss import Lesson
 
 folder = sys.argv[1]
 rank = os.environ.get("RANK", "0")
@@ -54,8 +55,10 @@ for output, how in json.loads(sys.argv[2]):
     ).model_copy(update=how.get("training", {}))
     if rank == "0" and "damage" in how:
         os.unlink(f"{output}.unfinished/{how['damage']}")
+    model, corpus = dock(config, substrate, tokenizer), Corpus.load(folder + "/corpus")
+    lesson = Lesson(dock(config, substrate, tokenizer).eval(), how["taught"]) if "taught" in how else None
     try:
-        train(dock(config, substrate, tokenizer), tokenizer, Corpus.load(folder + "/corpus"), output, settings)
+        train(model, tokenizer, corpus, output, settings, lesson=lesson)
         failed = False
     except (TreeringError, Interrupted) as error:
         print(f"process {rank}: {error}", flush=True)
@@ -111,6 +114,19 @@ def test_the_same_text_in_the_same_order_whatever_the_number_of_processes(start,
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=2e-5)
     assert not list(tmp_path.glob("*.unfinished"))
     AutoModelForCausalLM.from_pretrained(tmp_path / "changing")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_of_a_teacher_what_one_learns(start, tmp_path):
+    runs = {name: (tmp_path / name, {"taught": 0.9} if "taught" in name else {}) for name in ("taught", "alone")}
+    assert start(1, *runs.values())[0] == 0
+    code, said = start(2, (tmp_path / "taught-2", {"taught": 0.9}))
+    assert code == 0, said
+    weights = {
+        name: load_file(tmp_path / name / "model.safetensors")["embed_out.weight"] for name in (*runs, "taught-2")
+    }
+    torch.testing.assert_close(weights["taught"], weights["taught-2"], rtol=1e-3, atol=2e-5)
+    assert (weights["taught"] - weights["alone"]).abs().max() > 1e-3
 
 
 @pytest.mark.slow
