@@ -174,6 +174,9 @@ def test_damaged_records_are_told(owners, tmp_path):
     (owners["south"] / "training.json").write_text('{"origin": {"weights": "x"}}')
     with pytest.raises(TreeringError, match=r"training.json: origin.weights"):
         average(owners, tmp_path / "mean")
+    (owners["south"] / "training.json").write_text('{"origin": {"teacher": "north"}}')
+    with pytest.raises(TreeringError, match=r"training.json: origin.teacher"):
+        describe(owners["south"])
 
 
 def test_on_the_command_line(owners, treering, tmp_path):

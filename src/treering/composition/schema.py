@@ -109,8 +109,8 @@ class Growth(_Part):
     plan: Plan = Plan()
 
 
-class Averaged(_Part):
-    """A model in a mean, and its share of it."""
+class Shared(_Part):
+    """A model, and its share: of a mean, or, as the teacher of an expert, of its loss."""
 
     name: Text
     share: float
@@ -118,13 +118,14 @@ class Averaged(_Part):
 
 class Origin(_Part):
     """What an expert was made from: ``start``, the expert that it went on from, and the digest of that one's weights;
-    of a mean, ``average``, the models whose mean it is."""
+    of a mean, ``average``, the models whose mean it is; ``teacher``, from whom it learnt beside its text."""
 
     data: Data | None = None
     start: Annotated[str, Field(max_length=1_000)] | None = None
     weights: Sha256 | None = None
     growth: Growth | None = None
-    average: Annotated[list[Averaged], Field(max_length=MOST_EXPERTS)] = []
+    average: Annotated[list[Shared], Field(max_length=MOST_EXPERTS)] = []
+    teacher: Shared | None = None
 
 
 class Training(_Part):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from treering.composition import list_experts
 from treering.composition.loading import read_composition
+from treering.composition.schema import Origin
 from treering.errors import TreeringError
 from treering.evaluation.gains import Gains
 from treering.growth.continual import Result
@@ -62,7 +63,7 @@ class Record(BaseModel):
 
     measured: Finished
     settings: dict[str, Any] = {}
-    origin: dict[str, Any] = {}
+    origin: Origin = Origin()
 
 
 class AbilityRecord(BaseModel):
