@@ -1,6 +1,6 @@
 """Members that are worse alone and better together? Trained past their optimum, regularised, or taught by another.
 
-    python benchmarks/members.py SUBSTRATE -o OUT --kind ru --owners 4 --epochs 5 10 20
+    python benchmarks/members.py SUBSTRATE -o OUT --kind ru --owners 4 --epochs 5 10 20 --taught 0.5 --pooled
 
 Two of several owners of one kind of text, who share topics and no page, train a member each: for more or fewer passes,
 with more or less weight decay and dropout (Kim et al. 2509.14786 train an ensemble's members past what is best for one
@@ -147,8 +147,8 @@ def main() -> None:
     parser.add_argument("--past", type=float, nargs="+", default=[10, 20], help="passes with each decay and dropout")
     parser.add_argument("--decays", type=float, nargs="+", default=[1.0])
     parser.add_argument("--dropouts", type=float, nargs="+", default=[0.1])
-    parser.add_argument("--taught", type=float, nargs="+", default=[0.5])
-    parser.add_argument("--pooled", type=float, nargs="*", default=[], help="passes of one model over both's pages")
+    parser.add_argument("--taught", type=float, nargs="*", default=[], help="shares, for each way without dropout")
+    parser.add_argument("--pooled", action="store_true", help="one model on both's pages, each of these ways, too")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 6e-3])
     parser.add_argument("--documents", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -158,8 +158,9 @@ def main() -> None:
     for epochs in options.past:
         ways += [Way(epochs, decay) for decay in options.decays]
         ways += [Way(epochs, dropout=dropout) for dropout in options.dropouts]
-    first = options.epochs[-2 if len(options.epochs) > 1 else 0]
-    ways += [Way(first, taught=share, again=again) for share in options.taught for again in (False, True)]
+    plain = list(dict.fromkeys(way for way in ways if not way.dropout))
+    for way in plain:
+        ways += [way._replace(taught=share, again=again) for share in options.taught for again in (False, True)]
     chosen = {}
     for way in ways:
         for what in ("owner-2" if way.taught else "owner-1", TOGETHER):
@@ -175,7 +176,7 @@ def main() -> None:
 
     pooled = {
         way: best_rate(f"both's pages, {way}", options.rates, partial(reached, way), CONSOLE)
-        for way in map(Way, options.pooled)
+        for way in (plain if options.pooled else [])
     }
     for seed in options.seeds:
         table = Table(f"seed {seed}", "rate for", "rate", "member 1", "member 2", *RULES, "gain", box=None)
@@ -189,9 +190,7 @@ def main() -> None:
             for one, own in pooled.items():
                 against = paired_change(found[TOGETHER], of_both(one, own, seed, held_out))
                 told = f"{against.change:+.1%} ({against.low:+.1%} … {against.high:+.1%})"
-                table.add_row(
-                    f"  against one on both's pages, {one.epochs:g} passes", "", f"{own:g}", "", "", "", "", told
-                )
+                table.add_row(f"  against one on both's pages, {one}", "", f"{own:g}", "", "", "", "", told)
         CONSOLE.print(table)
 
 

@@ -356,6 +356,7 @@ def test_pages_hinder_nobody(reports, visit, faults, tmp_path, width, scheme):
         ("history.json", [{"step": 1, "tokens": 1, "loss": 1}], "a loss without its bits per byte"),
         ("history.json", {"step": 1}, "is not what Treering writes there"),
         ("training.json", {"measured": {}}, "measured.steps: Field required"),
+        ("training.json", record() | {"origin": {"sources": 5}}, "training.json.*origin.sources"),
         ("training.json", record() | {"origin": {"teacher": "north"}}, "training.json.*origin.teacher"),
         ("training.json", record() | {"origin": {"teacher": {"name": "north"}}}, "origin.teacher.share"),
         ("growth.json", {"stages": []}, "is not what Treering writes there: stages"),

@@ -121,6 +121,7 @@ class Origin(_Part):
     of a mean, ``average``, the models whose mean it is; ``teacher``, from whom it learnt beside its text."""
 
     data: Data | None = None
+    sources: list[Text] = []
     start: Annotated[str, Field(max_length=1_000)] | None = None
     weights: Sha256 | None = None
     growth: Growth | None = None
